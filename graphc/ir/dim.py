@@ -1,0 +1,134 @@
+"""Dimensions: an integer, or a polynomial in named dimensions such as `batch` or `128*batch+1`.
+
+A polynomial is kept in one canonical form (sorted monomials, no zero coefficient, never constant), so that
+equality of dimensions is equality of values. Whatever evaluates to a plain number is an `int`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from graphc.errors import ArgumentError, ShapeError
+
+Monomial = tuple[str, ...]  # sorted names, repeated for powers; () is the constant
+
+
+@dataclass(frozen=True, slots=True)
+class Polynomial:
+    """A dimension that is not yet a number. Build one with `named`, then use +, -, * and exact //."""
+
+    terms: tuple[tuple[Monomial, int], ...]
+
+    def __add__(self, other: Dim) -> Dim:
+        return _canonical([*self.terms, *_terms(other)])
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Dim) -> Dim:
+        return _canonical([*self.terms, *((m, -c) for m, c in _terms(other))])
+
+    def __rsub__(self, other: Dim) -> Dim:
+        return _canonical([*_terms(other), *((m, -c) for m, c in self.terms)])
+
+    def __mul__(self, other: Dim) -> Dim:
+        return _canonical((tuple(sorted(m + n)), c * d) for m, c in self.terms for n, d in _terms(other))
+
+    __rmul__ = __mul__
+
+    def __str__(self) -> str:
+        text = ""
+        for names, coefficient in self.terms:
+            factors = "*".join(names)
+            size = abs(coefficient)
+            body = str(size) if not names else factors if size == 1 else f"{size}*{factors}"
+            sign = "-" if coefficient < 0 else "+" if text else ""
+            text += sign + body
+        return text
+
+    __repr__ = __str__
+
+
+Dim = int | Polynomial
+
+
+def named(name: str) -> Polynomial:
+    """The dimension called `name`, which must be an identifier."""
+    if not name.isidentifier():
+        raise ArgumentError(f"a dimension's name must be an identifier, not {name!r}")
+    return Polynomial((((name,), 1),))
+
+
+def exact_div(dim: Dim, divisor: Dim) -> Dim:
+    """`dim / divisor`; raises ShapeError unless the division leaves no rest for every value of the names."""
+    if isinstance(dim, int) and isinstance(divisor, int):
+        if divisor and dim % divisor == 0:
+            return dim // divisor
+    elif dim == divisor:
+        return 1
+    elif len(_terms(divisor)) == 1:
+        ((names, coefficient),) = _terms(divisor)
+        quotient = [_divide_monomial(m, c, names, coefficient) for m, c in _terms(dim)]
+        if all(term is not None for term in quotient):
+            return _canonical(term for term in quotient if term is not None)
+    raise ShapeError(f"dimension {dim} is not a multiple of {divisor}")
+
+
+def product(dims: Iterable[Dim]) -> Dim:
+    """Number of elements of a shape."""
+    return prod(dims, start=1)
+
+
+def names_of(dim: Dim) -> frozenset[str]:
+    """The names that `dim` depends on."""
+    return frozenset(name for monomial, _ in _terms(dim) for name in monomial)
+
+
+def bind(dim: Dim, sizes: Mapping[str, int]) -> Dim:
+    """`dim` with the names in `sizes` replaced by numbers."""
+    if isinstance(dim, int):
+        return dim
+    return _canonical(
+        (tuple(n for n in m if n not in sizes), c * prod(sizes[n] for n in m if n in sizes))
+        for m, c in dim.terms
+    )
+
+
+def parse(text: str) -> Dim:
+    """Inverse of `str`; raises ArgumentError on anything else."""
+    total: Dim = 0
+    for sign, body in re.findall(r"([+-]?)([^+-]+)", text):
+        term: Dim = -1 if sign == "-" else 1
+        for factor in body.split("*"):
+            term = term * (int(factor) if factor.isdecimal() else named(factor))
+        total = total + term
+    return total
+
+
+def _terms(dim: Dim) -> tuple[tuple[Monomial, int], ...]:
+    return (((), dim),) if isinstance(dim, int) else dim.terms
+
+
+def _canonical(terms: Iterable[tuple[Monomial, int]]) -> Dim:
+    total: dict[Monomial, int] = {}
+    for monomial, coefficient in terms:
+        total[monomial] = total.get(monomial, 0) + coefficient
+    kept = sorted(((m, c) for m, c in total.items() if c), key=lambda term: (-len(term[0]), term[0]))
+    if not kept:
+        return 0
+    if kept[0][0] == ():
+        return kept[0][1]
+    return Polynomial(tuple(kept))
+
+
+def _divide_monomial(
+    names: Monomial, coefficient: int, by: Monomial, divisor: int
+) -> tuple[Monomial, int] | None:
+    rest = list(names)
+    for name in by:
+        if name not in rest:
+            return None
+        rest.remove(name)
+    return None if divisor == 0 or coefficient % divisor else (tuple(rest), coefficient // divisor)

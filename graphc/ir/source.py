@@ -1,0 +1,55 @@
+"""Source lines: where in the user's program a node comes from.
+
+A node takes the innermost frame outside the graphc package, unless `located(...)` says otherwise: autodiff and
+the passes use it to hand a node's line on to the nodes that they derive from it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_override: ContextVar[tuple[Location | None] | None] = ContextVar("location", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A line of a file; prints with the full path, `short` without."""
+
+    file: str
+    line: int
+
+    @property
+    def short(self) -> str:
+        return f"{os.path.basename(self.file)}:{self.line}"
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+def here() -> Location | None:
+    """The location for a node built now, or None when no frame outside the package exists."""
+    override = _override.get()
+    if override is not None:
+        return override[0]
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename.startswith(_PACKAGE):
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    return Location(frame.f_code.co_filename, frame.f_lineno)
+
+
+@contextmanager
+def located(location: Location | None) -> Iterator[None]:
+    """Nodes built inside take `location`."""
+    token = _override.set((location,))
+    try:
+        yield
+    finally:
+        _override.reset(token)

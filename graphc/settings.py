@@ -1,0 +1,45 @@
+"""Every GRAPHC_* environment variable, read once per use so that tests and notebooks may change them.
+
+| variable       | meaning                                                              |
+|----------------|----------------------------------------------------------------------|
+| GRAPHC_DEBUG   | 0 silent; 1 one line per compilation; 2 ledger; 3 fused IR; 4 loops  |
+| GRAPHC_DUMP    | directory that receives every stage of every compilation as text     |
+| GRAPHC_THREADS | default of `compile(threads=)`                                       |
+| GRAPHC_TARGET  | `native` (default), or an LLVM CPU name such as `x86-64-v3`          |
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from graphc.errors import ArgumentError
+
+
+def debug() -> int:
+    """Verbosity, 0 to 4."""
+    text = os.environ.get("GRAPHC_DEBUG", "0")
+    if text not in ("0", "1", "2", "3", "4"):
+        raise ArgumentError(f"GRAPHC_DEBUG must be 0, 1, 2, 3 or 4, not {text!r}")
+    return int(text)
+
+
+def dump_directory() -> Path | None:
+    """Where stages are written, or None for nowhere."""
+    text = os.environ.get("GRAPHC_DUMP", "")
+    return Path(text) if text else None
+
+
+def threads() -> int | None:
+    """Default thread count, or None to let the compiler choose."""
+    text = os.environ.get("GRAPHC_THREADS", "")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentError(f"GRAPHC_THREADS must be a positive integer, not {text!r}")
+    return int(text)
+
+
+def target() -> str:
+    """CPU to generate code for."""
+    return os.environ.get("GRAPHC_TARGET", "native") or "native"
