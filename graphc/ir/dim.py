@@ -91,8 +91,7 @@ def bind(dim: Dim, sizes: Mapping[str, int]) -> Dim:
     if isinstance(dim, int):
         return dim
     return _canonical(
-        (tuple(n for n in m if n not in sizes), c * prod(sizes[n] for n in m if n in sizes))
-        for m, c in dim.terms
+        (tuple(n for n in m if n not in sizes), c * prod(sizes[n] for n in m if n in sizes)) for m, c in dim.terms
     )
 
 
@@ -123,9 +122,7 @@ def _canonical(terms: Iterable[tuple[Monomial, int]]) -> Dim:
     return Polynomial(tuple(kept))
 
 
-def _divide_monomial(
-    names: Monomial, coefficient: int, by: Monomial, divisor: int
-) -> tuple[Monomial, int] | None:
+def _divide_monomial(names: Monomial, coefficient: int, by: Monomial, divisor: int) -> tuple[Monomial, int] | None:
     rest = list(names)
     for name in by:
         if name not in rest:

@@ -19,7 +19,6 @@ import numpy as np
 
 from graphc.errors import GraphcError
 from graphc.ir import source
-from graphc.ir.dim import Polynomial
 from graphc.ir.op import Op
 from graphc.ir.source import Location
 from graphc.ir.types import DType, TensorType, as_dtype
@@ -98,9 +97,7 @@ class Node:
         return f"<node {self.op.name}({', '.join(str(v.type) for v in self.inputs)})>"
 
 
-def make_node(
-    op: Op, inputs: Iterable[Value], attrs: Mapping[str, Any], location: Location | None = None
-) -> Node:
+def make_node(op: Op, inputs: Iterable[Value], attrs: Mapping[str, Any], location: Location | None = None) -> Node:
     """Apply `op`. An error of its type rule is raised again with the op, the operand types and the user's line."""
     inputs = tuple(inputs)
     location = location or source.here()

@@ -212,9 +212,7 @@ def unflatten(flat: Index, extents: Sequence[int]) -> tuple[Index, ...]:
 
 def _split(index: Index, divisor: int) -> tuple[Index, Index]:
     """(quotient of the terms that divide exactly, the rest)."""
-    exact = Index(
-        index.const // divisor, tuple((a, c // divisor) for a, c in index.terms if c % divisor == 0)
-    )
+    exact = Index(index.const // divisor, tuple((a, c // divisor) for a, c in index.terms if c % divisor == 0))
     return exact, Index(index.const % divisor, tuple((a, c) for a, c in index.terms if c % divisor))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ class DType(enum.Enum):
     BOOL = "bool"
 
     @property
-    def numpy(self) -> np.dtype[np.generic]:
+    def numpy(self) -> np.dtype[Any]:
         """The NumPy dtype of the same elements, in native byte order."""
         return _NUMPY[self]
 
@@ -52,28 +53,28 @@ float32, float64, int32, int64, bool_ = DType.F32, DType.F64, DType.I32, DType.I
 FLOATS, INTS = (DType.F32, DType.F64), (DType.I32, DType.I64)
 NUMBERS, ALL = INTS + FLOATS, (*INTS, *FLOATS, DType.BOOL)
 
-_NUMPY = {
+_NUMPY: dict[DType, np.dtype[Any]] = {
     DType.F32: np.dtype(np.float32),
     DType.F64: np.dtype(np.float64),
     DType.I32: np.dtype(np.int32),
     DType.I64: np.dtype(np.int64),
     DType.BOOL: np.dtype(np.bool_),
 }
-_FROM_NUMPY = {numpy: dtype for dtype, numpy in _NUMPY.items()}
+_FROM_NUMPY: dict[DType, np.dtype[Any]] = {numpy: dtype for dtype, numpy in _NUMPY.items()}
 
 
-def as_dtype(spec: object) -> DType:
+def as_dtype(spec: Any) -> DType:
     """A DType from itself, its IR name, or anything `numpy.dtype` accepts; raises DTypeError otherwise."""
     if isinstance(spec, DType):
         return spec
     if isinstance(spec, str) and spec in DType._value2member_map_:
         return DType(spec)
     try:
-        found = _FROM_NUMPY.get(np.dtype(spec).newbyteorder("="))  # type: ignore[call-overload]
+        found = _FROM_NUMPY.get(np.dtype(spec).newbyteorder("="))
     except TypeError:
         found = None
     if found is None:
-        raise DTypeError(f"unsupported dtype {spec}; graphc has {', '.join(n.name for n in _NUMPY.values())}")
+        raise DTypeError(f"unsupported dtype {spec}; graphc has {', '.join(d.numpy.name for d in DType)}")
     return found
 
 

@@ -33,9 +33,7 @@ class Space(enum.Enum):
 
     INPUT = "in"
     OUTPUT = "out"
-    LOCAL = (
-        "local"  # small, on the stack of the thread that runs the enclosing body; registers after unrolling
-    )
+    LOCAL = "local"  # small, on the stack of the thread that runs the enclosing body; registers after unrolling
     SCRATCH = "scratch"  # from the arena, per kernel
 
 
