@@ -60,7 +60,7 @@ _NUMPY: dict[DType, np.dtype[Any]] = {
     DType.I64: np.dtype(np.int64),
     DType.BOOL: np.dtype(np.bool_),
 }
-_FROM_NUMPY: dict[DType, np.dtype[Any]] = {numpy: dtype for dtype, numpy in _NUMPY.items()}
+_FROM_NUMPY: dict[np.dtype[Any], DType] = {numpy: dtype for dtype, numpy in _NUMPY.items()}
 
 
 def as_dtype(spec: Any) -> DType:

@@ -4,7 +4,7 @@ Invariants, checked by `loops.verify`:
  1. every variable in an index is bound by an enclosing loop, every `Read` by an earlier `Let` in scope;
  2. for all values of the loop variables a load or store lies inside its buffer, or stands under conditions that
     exclude the rest (`If`, or a load's own `conditions`);
- 3. vector loops are innermost: they contain no other loop but unrolled ones, and one vector variable is in scope at most;
+ 3. vector loops are innermost but for unrolled ones, and one vector variable is in scope at most;
  4. parallel loops are outermost, and no two of their iterations write the same element.
 
 Semantics:
@@ -83,7 +83,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class LoadAt:
-    """`buffer[..., rows, ...]`: a load whose position along `axis` is the integer expression `at`, clamped into range."""
+    """A load whose position along `axis` is the integer expression `at`, clamped into range."""
 
     buffer: Buffer
     index: tuple[Index, ...]
