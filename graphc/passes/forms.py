@@ -1,0 +1,409 @@
+"""Kernel forms: what one kernel may contain, and which of its outputs may be written over an operand.
+
+`classify` says which form a body has, `None` when lowering could not make one kernel of it. Values that depend on
+a barrier (a reduction or the contraction) are *placed*: each of their dimensions is one axis of the form's space, or
+has extent 1. Lowering computes a barrier's result once and reads it only where the placement says.
+
+ Map       no barrier; all outputs have one shape, the space.
+ Rows      phases: reductions of the whole space over the same axes R; their results are K-values (K: the other axes),
+           which later phases read along R. Outputs are space values, K-values and finals.
+ Contract  one contraction, whose result is the space; prologue above it, epilogue below.
+ Opaque    one opaque op with pointwise work above it.
+
+An *accumulation* is a reduction of a placed or pure value over any other axes. What depends on one is a *final*: work
+on the accumulated values, done once after the sweep, reading nothing else that is placed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from graphc.ir.graph import Graph, Literal, Node, Value
+from graphc.ir.index import Index, Var, flatten, var
+from graphc.ir.op import Call, Contraction, Elementwise, Generator, Movement, Reduction
+from graphc.ir.op import Opaque as OpaqueKind
+
+Placement = tuple[int | None, ...]  # per dimension: the axis of the space it runs along; None where the extent is 1
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """Pointwise work: every output element depends on operand elements alone."""
+
+    space: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A sweep over K; for each of its elements, phases over R."""
+
+    space: tuple[int, ...]
+    axes: tuple[int, ...]
+    reductions: tuple[Node, ...]
+    accumulations: tuple[Node, ...] = ()
+    finals: frozenset[Value] = frozenset()
+    placements: dict[Value, Placement] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """K: the axes that are not reduced."""
+        return tuple(axis for axis in range(len(self.space)) if axis not in self.axes)
+
+
+@dataclass(frozen=True, eq=False)
+class Contract:
+    """A contraction with what is computed on the way in and on the way out."""
+
+    space: tuple[int, ...]
+    contraction: Node
+    prologue: tuple[Node, ...]
+    epilogue: tuple[Node, ...]
+    accumulations: tuple[Node, ...] = ()
+    finals: frozenset[Value] = frozenset()
+    placements: dict[Value, Placement] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Opaque:
+    """A single opaque op; its operands may be computed on the fly."""
+
+    node: Node
+
+
+Form = Map | Rows | Contract | Opaque
+
+
+def classify(body: Graph) -> Form | None:
+    """The form of a kernel body, or None when no single kernel can hold it. Linear in the size of the body."""
+    barriers: list[Node] = []
+    for node in body.nodes:
+        match node.op.kind:
+            case Call():
+                return None
+            case Generator() if not is_splat_or_position(node):
+                return None
+            case Reduction() | Contraction() | OpaqueKind():
+                barriers.append(node)
+    reductions = [node for node in barriers if isinstance(node.op.kind, Reduction)]
+    match [node for node in barriers if not isinstance(node.op.kind, Reduction)]:
+        case [] if not reductions:
+            return _map(body)
+        case []:
+            return _rows(body, reductions)
+        case [single] if isinstance(single.op.kind, Contraction):
+            return _contract(body, single)
+        case [single] if not reductions:
+            return Opaque(single) if body.outputs == single.outputs else None
+    return None
+
+
+def is_splat_or_position(node: Node) -> bool:
+    """Whether a generator's element needs no table: one repeated number, or a function of the position."""
+    literal = node.attrs.get("value")
+    return not isinstance(literal, Literal) or splat(literal) is not None
+
+
+def splat(literal: Literal) -> float | int | bool | None:
+    """The number that every element of a constant has; None when they differ (or there are none)."""
+    size = literal.type.dtype.itemsize
+    if not literal.data or literal.data != literal.data[:size] * (len(literal.data) // size):
+        return None
+    number: float | int | bool = literal.array.reshape(-1)[0].item()
+    return number
+
+
+def placement_of(space: tuple[int, ...], axes: Iterable[int | None]) -> Placement:
+    """The placement of dimensions that run along `axes`."""
+    return tuple(axis if axis is not None and space[axis] > 1 else None for axis in axes)
+
+
+def output_placement(form: Rows | Contract, value: Value) -> Placement | None:
+    """Where an output or an accumulated value lies in the space; None when it fits neither space nor K."""
+    if value in form.placements:
+        return form.placements[value]
+    kept = form.kept if isinstance(form, Rows) else ()
+    return _pure_placement(value.type.extents, form.space, kept)
+
+
+def _map(body: Graph) -> Map | None:
+    shapes = {value.type.extents for value in body.outputs}
+    return Map(shapes.pop()) if len(shapes) == 1 else None
+
+
+def _rows(body: Graph, reductions: list[Node]) -> Rows | None:
+    chosen = _sweep_axes(body, reductions)
+    if chosen is None:
+        return None
+    space, axes, necessary = chosen
+    kept = tuple(axis for axis in range(len(space)) if axis not in axes)
+    places = _Places(space)
+    phases: list[Node] = []
+    accumulations: list[Node] = []
+    for node in body.nodes:
+        if not isinstance(node.op.kind, Reduction):
+            if not places.follow(node):
+                return None
+            continue
+        (operand,) = node.inputs
+        placement = places.of.get(operand) or _pure_placement(operand.type.extents, space, kept)
+        if operand in places.finals or placement is None:
+            return None
+        if (
+            operand.type.extents == space
+            and placement == placement_of(space, range(len(space)))
+            and _axes(node) == axes
+        ):
+            phases.append(node)
+            places.of[node.output] = placement_of(space, kept)
+        elif node in necessary:
+            return None
+        else:
+            accumulations.append(node)
+            places.finals.add(node.output)
+    form = Rows(space, axes, tuple(phases), tuple(accumulations), frozenset(places.finals), places.of)
+    fits = all(value in places.finals or output_placement(form, value) is not None for value in body.outputs)
+    return form if fits else None
+
+
+def _contract(body: Graph, contraction: Node) -> Contract | None:
+    space = contraction.output.type.extents
+    above = _ancestors(contraction)
+    places = _Places(space)
+    places.of[contraction.output] = placement_of(space, range(len(space)))
+    accumulations: list[Node] = []
+    epilogue: list[Node] = []
+    for node in body.nodes:
+        if node is contraction:
+            continue
+        if isinstance(node.op.kind, Reduction):
+            (operand,) = node.inputs
+            if node in above or operand not in places.of:
+                return None
+            accumulations.append(node)
+            places.finals.add(node.output)
+            continue
+        if node not in above:
+            epilogue.append(node)
+        if not places.follow(node):
+            return None
+    if not all(value in places.finals or value in places.of for value in body.outputs):
+        return None
+    prologue = tuple(node for node in body.nodes if node in above)
+    finals = frozenset(places.finals)
+    return Contract(space, contraction, prologue, tuple(epilogue), tuple(accumulations), finals, places.of)
+
+
+def _sweep_axes(body: Graph, reductions: list[Node]) -> tuple[tuple[int, ...], tuple[int, ...], frozenset[Node]] | None:
+    """Space and reduced axes of a sweep, and the reductions that must be phases: others read their results."""
+    necessary = _read_again(body)
+    shapes = {(node.inputs[0].type.extents, _axes(node)) for node in reductions if node in necessary}
+    if len(shapes) > 1:
+        return None
+    if shapes:
+        space, axes = shapes.pop()
+        return space, axes, necessary
+    space = max((node.inputs[0].type.extents for node in reductions), key=lambda shape: (math.prod(shape), len(shape)))
+    found = sorted({_axes(node) for node in reductions if node.inputs[0].type.extents == space})
+    last = len(space) - 1
+    rows = [axes for axes in found if last in axes and len(axes) <= last]
+    return space, found[0] if len(found) == 1 else rows[0] if rows else (last,), necessary
+
+
+def _read_again(body: Graph) -> frozenset[Node]:
+    """The reductions whose results are broadcast or reduced again."""
+    sources: dict[Value, frozenset[Node]] = {}
+    found: set[Node] = set()
+    for node in body.nodes:
+        below = frozenset().union(*(sources.get(value, frozenset()) for value in node.inputs))
+        largest = max((math.prod(value.type.extents) for value in node.inputs if value in sources), default=0)
+        if isinstance(node.op.kind, Reduction):
+            found |= below
+            below = frozenset((node,))
+        elif math.prod(node.output.type.extents) > largest:
+            found |= below
+        if below:
+            sources[node.output] = below
+    return frozenset(found)
+
+
+class _Places:
+    """Placements and finals, grown node by node."""
+
+    def __init__(self, space: tuple[int, ...]) -> None:
+        self.space = space
+        self.of: dict[Value, Placement] = {}
+        self.finals: set[Value] = set()
+
+    def follow(self, node: Node) -> bool:
+        """Place a pointwise node's output; False when it mixes places or moves a placed value out of line."""
+        placed = [self.of[value] for value in node.inputs if value in self.of]
+        if any(value in self.finals for value in node.inputs):
+            self.finals.add(node.output)
+            return not placed
+        if not placed:
+            return True
+        found = placed[0] if isinstance(node.op.kind, Elementwise) else self._moved(node, placed[0])
+        if found is None or len(set(placed)) > 1:
+            return False
+        self.of[node.output] = found
+        return True
+
+    def _moved(self, node: Node, placement: Placement) -> Placement | None:
+        if not isinstance(node.op.kind, Movement) or len(node.inputs) != 1:
+            return None
+        shape = node.output.type.extents
+        pieces = node.op.kind.index_map(node, tuple(var(f"d{d}", extent) for d, extent in enumerate(shape)))
+        if len(pieces) != 1 or pieces[0].conditions:
+            return None
+        found: dict[int, int | None] = {}
+        for position, extent, axis in zip(pieces[0].index, node.inputs[0].type.extents, placement, strict=True):
+            if extent == 1:
+                continue
+            match position:
+                case Index(0, ((Var(name, size), 1),)) if size == extent:
+                    found[int(name[1:])] = axis
+                case _:
+                    return None
+        free = [d for d, extent in enumerate(shape) if extent > 1 and d not in found]
+        if not free:
+            return tuple(found.get(d) for d in range(len(shape)))
+        spread = shape == self.space and all(axis == d for d, axis in found.items())
+        return placement_of(self.space, range(len(shape))) if spread else None
+
+
+def _pure_placement(shape: tuple[int, ...], space: tuple[int, ...], kept: tuple[int, ...]) -> Placement | None:
+    """Where a value without barriers lies: over the space, over K, or over K with reduced axes of extent 1."""
+    if shape == space:
+        return placement_of(space, range(len(space)))
+    if shape == tuple(space[axis] for axis in kept):
+        return placement_of(space, kept)
+    if shape == tuple(extent if axis in kept else 1 for axis, extent in enumerate(space)):
+        return placement_of(space, (axis if axis in kept else None for axis in range(len(space))))
+    return None
+
+
+def _axes(node: Node) -> tuple[int, ...]:
+    return tuple(sorted(node.attrs["axes"]))
+
+
+def _ancestors(node: Node) -> set[Node]:
+    found: set[Node] = set()
+    stack = [value.node for value in node.inputs]
+    while stack:
+        above = stack.pop()
+        if above is not None and above not in found:
+            found.add(above)
+            stack.extend(value.node for value in above.inputs)
+    return found
+
+
+# Levels: in which phase a value is known ---------------------------------------------------------------------
+
+
+def levels(body: Graph, form: Rows) -> dict[Value, int]:
+    """For each value, how many phases must have ended before it can be computed. Finals are left out."""
+    found: dict[Value, int] = dict.fromkeys(body.inputs, 0)
+    phases = set(form.reductions)
+    for node in body.nodes:
+        if node.output not in form.finals:
+            found[node.output] = max((found[v] for v in node.inputs), default=0) + (node in phases)
+    return found
+
+
+# In-place outputs --------------------------------------------------------------------------------------------
+
+
+def may_alias(node: Node, operand: int, output: int) -> bool:
+    """Whether a `kernel` node's output may be written over its operand.
+
+    True only when every read of the operand is of the very element that the iteration writes, and no later part of the
+    kernel reads it. Says nothing about the sizes: the operand must have the output's type.
+    """
+    body: Graph = node.attrs["body"]
+    form = classify(body)
+    source, result = body.inputs[operand], body.outputs[output]
+    if form is None or isinstance(form, Opaque) or source.type != result.type:
+        return False
+    if isinstance(form, Map):
+        roots = [(value, _identity(value.type.extents)) for value in body.outputs]
+        return _reads_only_at(roots, source, flatten(_identity(form.space), form.space), frozenset())
+    sweep = [value for value in body.outputs if value not in form.finals]
+    sweep += [accumulation.inputs[0] for accumulation in form.accumulations]
+    barriers = frozenset(v for n in (*_barriers(form), *form.accumulations) for v in n.outputs)
+    inner = [value for barrier in _barriers(form) for value in barrier.inputs]
+    finals = [value for value in body.outputs if value in form.finals]
+    if result in form.finals:
+        same = [value for value in finals if value.type.shape == result.type.shape]
+        others = [*sweep, *inner, *(value for value in finals if value not in same)]
+        here = _identity(result.type.extents)
+        spot = flatten(here, result.type.extents)
+        return not _reached(others, source, barriers) and _reads_only_at(
+            [(value, here) for value in same], source, spot, barriers
+        )
+    if _reached(finals, source, barriers) or (isinstance(form, Contract) and _reached(inner, source, barriers)):
+        return False
+    if isinstance(form, Rows):
+        level = levels(body, form)
+        if any(level[value] > level[result] and _reached([value], source, barriers) for value in (*sweep, *inner)):
+            return False
+        sweep = [*sweep, *inner]
+    if not _covers(form, result):
+        return False
+    spot = flatten(_place_index(form, result), result.type.extents)
+    return _reads_only_at([(value, _place_index(form, value)) for value in sweep], source, spot, barriers)
+
+
+def _barriers(form: Rows | Contract) -> tuple[Node, ...]:
+    return form.reductions if isinstance(form, Rows) else (form.contraction,)
+
+
+def _covers(form: Rows | Contract, value: Value) -> bool:
+    """Whether a value has one element for each element of the space."""
+    placement = output_placement(form, value) or ()
+    return {axis for axis in placement if axis is not None} == {a for a, e in enumerate(form.space) if e > 1}
+
+
+def _place_index(form: Rows | Contract, value: Value) -> tuple[Index, ...]:
+    axes = _identity(form.space)
+    return tuple(Index() if axis is None else axes[axis] for axis in output_placement(form, value) or ())
+
+
+def _identity(space: tuple[int, ...]) -> tuple[Index, ...]:
+    return tuple(var(f"a{axis}", extent) for axis, extent in enumerate(space))
+
+
+def _reached(roots: Iterable[Value], source: Value, barriers: frozenset[Value]) -> bool:
+    """Whether computing `roots` reads `source`, barriers' results being known."""
+    seen: set[Value] = set()
+    stack = list(roots)
+    while stack:
+        value = stack.pop()
+        if value is source:
+            return True
+        if value.node is not None and value not in seen and value not in barriers:
+            seen.add(value)
+            stack.extend(value.node.inputs)
+    return False
+
+
+def _reads_only_at(
+    roots: Iterable[tuple[Value, tuple[Index, ...]]], source: Value, spot: Index, barriers: frozenset[Value]
+) -> bool:
+    """Whether computing `roots` reads `source` at no flat position but `spot`."""
+    seen: set[tuple[Value, tuple[Index, ...]]] = set()
+    stack = list(roots)
+    while stack:
+        value, index = item = stack.pop()
+        if value is source and flatten(index, source.type.extents) != spot:
+            return False
+        if value.node is None or item in seen or value in barriers:
+            continue
+        seen.add(item)
+        if isinstance(value.node.op.kind, Movement):
+            pieces = value.node.op.kind.index_map(value.node, index)
+            stack.extend((value.node.inputs[piece.operand], piece.index) for piece in pieces)
+        else:
+            stack.extend((operand, index) for operand in value.node.inputs)
+    return True
