@@ -8,7 +8,8 @@ has extent 1. Lowering computes a barrier's result once and reads it only where 
  Rows      phases: reductions of the whole space over the same axes R; their results are K-values (K: the other axes),
            which later phases read along R. Outputs are space values, K-values and finals.
  Contract  one contraction, whose result is the space; prologue above it, epilogue below.
- Opaque    one opaque op with pointwise work above it.
+ Opaque    one opaque op with pointwise work above its indices and updates; what `gather` reads and `check_index`
+           passes on must be an input.
 
 An *accumulation* is a reduction of a placed or pure value over any other axes. What depends on one is a *final*: work
 on the accumulated values, done once after the sweep, reading nothing else that is placed.
@@ -95,7 +96,8 @@ def classify(body: Graph) -> Form | None:
         case [single] if isinstance(single.op.kind, Contraction):
             return _contract(body, single)
         case [single] if not reductions:
-            return Opaque(single) if body.outputs == single.outputs else None
+            stored = single.inputs[0].node is None or single.op.name == "scatter_add"
+            return Opaque(single) if body.outputs == single.outputs and stored else None
     return None
 
 
@@ -169,7 +171,7 @@ def _rows(body: Graph, reductions: list[Node]) -> Rows | None:
 
 def _contract(body: Graph, contraction: Node) -> Contract | None:
     space = contraction.output.type.extents
-    above = _ancestors(contraction)
+    above = _ancestors(body, contraction)
     places = _Places(space)
     places.of[contraction.output] = placement_of(space, range(len(space)))
     accumulations: list[Node] = []
@@ -288,14 +290,14 @@ def _axes(node: Node) -> tuple[int, ...]:
     return tuple(sorted(node.attrs["axes"]))
 
 
-def _ancestors(node: Node) -> set[Node]:
+def _ancestors(body: Graph, node: Node) -> set[Node]:
+    """The nodes of a body that `node` depends on."""
+    needed = set(node.inputs)
     found: set[Node] = set()
-    stack = [value.node for value in node.inputs]
-    while stack:
-        above = stack.pop()
-        if above is not None and above not in found:
+    for above in reversed(body.nodes):
+        if not needed.isdisjoint(above.outputs):
             found.add(above)
-            stack.extend(value.node for value in above.inputs)
+            needed.update(above.inputs)
     return found
 
 

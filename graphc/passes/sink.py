@@ -1,0 +1,74 @@
+"""Reshapes that stand between work of one element count are moved below it, so that the work can be one kernel.
+
+Before: `%0 = reshape (contract ...)`, `%1 = mul %0, %mask`. After: `%0 = mul (contract ...), (reshape %mask)`, `%1 = reshape %0`.
+The reshape of the stored `%mask` is a view; the product now has the shape of the contraction and can be its epilogue.
+"""
+
+from __future__ import annotations
+
+from graphc.ir.graph import Graph, Node, Value, copy_node, make_node, rebuild
+from graphc.ir.op import OPS, Elementwise, Generator, Movement
+from graphc.ir.types import Shape
+
+
+def is_squeeze(node: Node) -> bool:
+    """Whether a reshape only adds or removes axes of extent 1."""
+    before, after = node.inputs[0].shape, node.output.shape
+    return [extent for extent in before if extent != 1] == [extent for extent in after if extent != 1]
+
+
+def sink_reshapes(graph: Graph) -> Graph:
+    """Move the reshape of a computed value below the elementwise work that is its only reader."""
+    users = graph.users()
+    results = set(graph.results)
+
+    def sink(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        if not isinstance(node.op.kind, Elementwise):
+            return copy_node(node, inputs)
+        for old, value in zip(node.inputs, inputs, strict=True):
+            if len(users[old]) == 1 and old not in results and _is_sinkable(value):
+                return _sunk(node, inputs, value)
+        return copy_node(node, inputs)
+
+    return rebuild(graph, sink)
+
+
+def _is_sinkable(value: Value) -> bool:
+    if value.node is None or value.node.op.name != "reshape" or is_squeeze(value.node):
+        return False
+    above = value.node.inputs[0].node
+    return above is not None and not isinstance(above.op.kind, Movement | Generator)
+
+
+def _sunk(node: Node, inputs: tuple[Value, ...], chosen: Value) -> tuple[Value, ...]:
+    assert chosen.node is not None
+    shape = chosen.node.inputs[0].shape
+    if not all(_can_reshape(value, shape) for value in inputs):
+        return copy_node(node, inputs)
+    operands = [_reshaped(value, shape) for value in inputs]
+    result = make_node(node.op, operands, node.attrs).output
+    return (_reshaped(result, node.output.shape),)
+
+
+def _can_reshape(value: Value, shape: Shape) -> bool:
+    """Whether a value can be had in another shape without being stored for it."""
+    if value.node is None or not isinstance(value.node.op.kind, Movement):
+        return True
+    operand = value.node.inputs[0]
+    if value.node.op.name == "reshape":
+        return operand.shape == shape or _can_reshape(operand, shape)
+    return value.node.op.name == "broadcast" and operand.shape == ()
+
+
+def _reshaped(value: Value, shape: Shape) -> Value:
+    node = value.node
+    if node is not None and node.op.name == "reshape":
+        return _reshaped(node.inputs[0], shape)
+    if value.shape == shape:
+        return value
+    if node is not None and node.op.name == "broadcast":
+        return make_node(node.op, node.inputs, {"shape": shape, "axes": ()}).output
+    if node is not None and isinstance(node.op.kind, Elementwise) and len(node.inputs) == 1:
+        if _can_reshape(node.inputs[0], shape):
+            return make_node(node.op, (_reshaped(node.inputs[0], shape),), node.attrs).output
+    return make_node(OPS["reshape"], (value,), {"shape": shape}).output
