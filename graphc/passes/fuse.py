@@ -7,11 +7,12 @@ How groups form:
  1. *Cheap* nodes belong to no group. Scalars, positions, movement and a few operations on data smaller than their
     result are recomputed in every kernel that reads them.
  2. Each of the other nodes, together with the cheap nodes above it, is a `Unit`: one group at first.
- 3. Groups are joined, the most memory traffic saved first, while the union is convex, has a form and pays
-    (`_pays`). Joins of a contraction with the sums of its result and with work on its operands wait until nothing
-    else can be joined: a reduction belongs to the row that it normalises, and elementwise work to the kernel that
-    produces its operands, which runs it once.
- 4. Groups that read the same large value over one space are joined last.
+ 3. Groups are joined along edges, the most memory traffic saved first, while the union is convex, has a form and pays
+    (`_pays`): elementwise work and reductions with each other, contractions with what follows them.
+ 4. Groups that read the same large value over one space are joined.
+ 5. Contractions are joined with the sums of their results, and last with stored work on their operands. These wait
+    because a reduction belongs first to the row that it normalises, and elementwise work to the kernel that produces
+    its operands, which runs it once.
 
 Bodies name their inputs p0, p1, … and list nodes in the order in which the outputs need them, so that repeated layers
 have equal text. Invariant: `inline` of the result computes the same values.
@@ -26,8 +27,8 @@ from math import prod
 
 from graphc.errors import PassError
 from graphc.ir import source
-from graphc.ir.graph import Graph, Literal, Node, Value, build, copy_node, make_node, rebuild, topological
-from graphc.ir.op import OPS, Call, Contraction, Elementwise, Generator, Movement, Reduction
+from graphc.ir.graph import Graph, Node, Value, build, copy_node, make_node, rebuild, topological
+from graphc.ir.op import OPS, Call, Contraction, Elementwise, Generator, Movement
 from graphc.passes.forms import Contract, Form, Map, Opaque, Rows, classify, is_splat_or_position
 from graphc.passes.manager import graph_pass
 from graphc.passes.partition import Partition
@@ -43,7 +44,7 @@ NAME_LENGTH = 40
 _COSTS = {"div": 3, "floor_div": 6, "mod": 8, "sqrt": 4, "rsqrt": 6, "pow": 32}
 _COSTS |= dict.fromkeys(("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sigmoid", "erf"), 12)
 
-# When a producer of one form is joined with a consumer of another: 0 first.
+# When a producer of one form is joined with a consumer of another: 0 before siblings, then 1, then 2.
 _STAGES: dict[tuple[type[Form], type[Form]], int] = {
     (Map, Map): 0,
     (Map, Rows): 0,
@@ -204,15 +205,16 @@ class _Fusion:
 
     def run(self) -> Graph:
         self._offer(range(len(self.units)))
-        self._drain()
-        for value in list(self.readers):
+        self._drain(stage=0)
+        for value in self.readers:
             self._join_siblings(value)
+        self._drain(stage=2)
         return self._emit()
 
     # Joining
 
-    def _drain(self) -> None:
-        while self.queue:
+    def _drain(self, stage: int) -> None:
+        while self.queue and self.queue[0][0] <= stage:
             _, saved, first, second, *sizes = heapq.heappop(self.queue)
             members = self.groups.members
             if [len(members.get(first, ())), len(members.get(second, ()))] == sizes:
@@ -234,8 +236,28 @@ class _Fusion:
         stage = _STAGES.get((type(producer), type(consumer)))
         members = self.groups.members
         sizes = len(members[first]), len(members[second])
-        if stage is not None and sum(sizes) <= GROUP_LIMIT:
-            heapq.heappush(self.queue, (stage, -self._saved(first, second), first, second, *sizes))
+        if stage is None or sum(sizes) > GROUP_LIMIT:
+            return
+        saved = self._saved(first, second)
+        if isinstance(producer, Contract) and not self._is_stored(second) and not self._vanishes(first, second):
+            saved //= 4  # the result is stored all the same, and the consumer may vanish into its own consumers
+        heapq.heappush(self.queue, (stage, -saved, first, second, *sizes))
+
+    def _is_stored(self, group: int) -> bool:
+        """Whether a result of a group is stored however the groups are joined along edges."""
+        outputs = self._outputs(self.groups.members[group])
+        if not self.results.isdisjoint(outputs):
+            return True
+        readers = {self.groups.group_of[reader] for value in outputs for reader in self.readers[value]}
+        return any(not isinstance(self.forms[reader], Map | Rows) for reader in readers if reader != group)
+
+    def _vanishes(self, first: int, second: int) -> bool:
+        """Whether all that the second group reads of the first is read by nobody else."""
+        members = self.groups.members
+        inside = {*members[first], *members[second]}
+        made = {value for member in members[first] for value in self.units[member].node.outputs}
+        reads = {value for member in members[second] for value in self.units[member].reads}
+        return not any(self._leaves(value, inside) for value in made & reads)
 
     def _join(self, first: int, second: int, saved: int) -> bool:
         members = self.groups.members[first] + self.groups.members[second]
@@ -259,7 +281,7 @@ class _Fusion:
             if previous is not None and self._are_siblings(previous, group):
                 first, second = self.groups.sorted(previous, group)
                 if self._join(first, second, self._saved(first, second)):
-                    self._drain()
+                    self._drain(stage=0)
                     group = self.groups.group_of[group]
             previous = group
 
@@ -421,6 +443,7 @@ def _name(nodes: Iterable[Node]) -> str:
     """What a kernel does: its operations, each once, cut to a readable length."""
     named = [node for node in nodes if not isinstance(node.op.kind, Generator)]
     work = [node for node in named if not isinstance(node.op.kind, Movement) and node.op.name != "convert"]
+    work.sort(key=lambda node: not isinstance(node.op.kind, Contraction))
     words = dict.fromkeys(node.op.name for node in work or named or nodes)
     name = ""
     for word in words:

@@ -1,7 +1,7 @@
-"""Reshapes that stand between work of one element count are moved below it, so that the work can be one kernel.
+"""Reshapes that stand between a result and elementwise work on it move below the work, so that both can be one kernel.
 
-Before: `%0 = reshape (contract ...)`, `%1 = mul %0, %mask`. After: `%0 = mul (contract ...), (reshape %mask)`, `%1 = reshape %0`.
-The reshape of the stored `%mask` is a view; the product now has the shape of the contraction and can be its epilogue.
+Before: `%1 = reshape %0`, `%2 = mul %1, %mask`. After: `%1 = reshape %mask`, `%2 = mul %0, %1`, `%3 = reshape %2`.
+The reshape of the stored `%mask` is a view; the product has the shape of `%0`, a contraction say, and can be its epilogue.
 """
 
 from __future__ import annotations
@@ -68,7 +68,10 @@ def _reshaped(value: Value, shape: Shape) -> Value:
         return value
     if node is not None and node.op.name == "broadcast":
         return make_node(node.op, node.inputs, {"shape": shape, "axes": ()}).output
-    if node is not None and isinstance(node.op.kind, Elementwise) and len(node.inputs) == 1:
-        if _can_reshape(node.inputs[0], shape):
-            return make_node(node.op, (_reshaped(node.inputs[0], shape),), node.attrs).output
+    if node is not None and isinstance(node.op.kind, Elementwise) and _is_unary_on(node, shape):
+        return make_node(node.op, (_reshaped(node.inputs[0], shape),), node.attrs).output
     return make_node(OPS["reshape"], (value,), {"shape": shape}).output
+
+
+def _is_unary_on(node: Node, shape: Shape) -> bool:
+    return len(node.inputs) == 1 and _can_reshape(node.inputs[0], shape)
