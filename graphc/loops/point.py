@@ -12,14 +12,15 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Node, Value
-from graphc.ir.index import ZERO, Condition, Index, Var, flatten
-from graphc.ir.op import Elementwise, Generator, Movement
+from graphc.ir.index import ZERO, Condition, Index, Var, flatten, unflatten
+from graphc.ir.op import Elementwise, Generator, Movement, Opaque
 from graphc.ir.source import Location
 from graphc.ir.types import DType
 from graphc.loops.ir import (
@@ -128,15 +129,15 @@ class Point:
 
     def store(self, buffer: Buffer, index: Index, value: Expr, location: Location | None = None) -> None:
         """`buffer[index] = value`, for a flat buffer."""
-        self.statements.append(Store(buffer, (self._flat(index),), value, location))
+        self.statements.append(Store(buffer, self._place(buffer, self._record(index)), value, location))
 
     def reduce(self, op: str, buffer: Buffer, index: Index, value: Expr, location: Location | None = None) -> None:
         """`buffer[index] = op(buffer[index], value)`, for a flat buffer."""
-        self.statements.append(Reduce(op, buffer, (self._flat(index),), value, location))
+        self.statements.append(Reduce(op, buffer, self._place(buffer, self._record(index)), value, location))
 
     def load(self, buffer: Buffer, index: Index) -> Expr:
         """The element of a flat buffer."""
-        return self.let(Load(buffer, (self._flat(index),)))
+        return self.let(Load(buffer, self._place(buffer, self._record(index))))
 
     def let(self, expr: Expr, location: Location | None = None) -> Expr:
         """Bind an expression in the outermost scope where it may stand."""
@@ -151,11 +152,11 @@ class Point:
             if key in scope.memo:
                 return scope.memo[key]
         known = self.barriers[value](index) if value in self.barriers else None
-        expr = known if known is not None else self._compute(value, index, conditions)
+        expr = self._settle(known) if known is not None else self._compute(value, index, conditions)
         if isinstance(expr, Const | Read):
             depth = self._depth(expr)
         else:
-            expr, depth = self._bind(expr, value.node.location if value.node else None)
+            expr, depth = self._bind(expr, location(value))
         self._scopes[depth].memo[key] = expr
         return expr
 
@@ -171,6 +172,8 @@ class Point:
                 return Scalar(node.op.name, args, value.dtype)
             case Movement():
                 return self._move(node, index, conditions)
+            case Opaque() if node.op.name == "gather":
+                return self._gather(node, index)
         raise LoweringError(f"no element of {node.op.name} can be computed by itself", node.location)
 
     def _generate(self, node: Node, index: tuple[Index, ...]) -> Expr:
@@ -210,9 +213,27 @@ class Point:
         buffer = self.buffers[value]
         flat = flatten(index, value.type.extents)
         self.accesses.append(flat)
-        place = (self._where(flat),) if len(buffer.shape) == 1 else tuple(map(self._where, index))
-        conditions = tuple(dict.fromkeys(map(self._substituted, conditions)))
-        return Load(buffer, place, conditions, otherwise)
+        place = tuple(map(self._where, index)) if buffer.shape == value.type.extents else self._place(buffer, flat)
+        return Load(buffer, place, tuple(dict.fromkeys(map(self._substituted, conditions))), otherwise)
+
+    def _gather(self, node: Node, index: tuple[Index, ...]) -> Expr:
+        data, indices = node.inputs
+        axis, behind = node.attrs["axis"], node.attrs["axis"] + indices.type.rank
+        at = self.at(indices, index[axis:behind])
+        outer = flatten(index[:axis], data.type.extents[:axis])
+        inner = flatten(index[behind:], data.type.extents[axis + 1 :])
+        self.accesses += (outer, inner)
+        return LoadAt(self.buffers[data], (self._where(outer), ZERO, self._where(inner)), 1, at)
+
+    def _settle(self, expr: Expr) -> Expr:
+        """What a barrier said, in loop variables."""
+        match expr:
+            case Load(buffer, (flat,)):
+                return Load(buffer, self._place(buffer, self._record(flat)))
+            case Scalar(op, args, dtype):
+                return Scalar(op, tuple(map(self._settle, args)), dtype)
+            case _:
+                return expr
 
     # Depths --------------------------------------------------------------------------------------------------
 
@@ -235,6 +256,8 @@ class Point:
                 return self._deepest([index])
             case Load(buffer, index, conditions) if buffer.space is Space.INPUT:
                 return self._deepest([*index, *(condition.index for condition in conditions)])
+            case LoadAt(buffer, index, _, at) if buffer.space is Space.INPUT:
+                return max(self._deepest(index), self._depth(at))
             case Load() | LoadAt():
                 return len(self._scopes) - 1
             case Scalar(_, args):
@@ -250,21 +273,46 @@ class Point:
     def _where(self, index: Index) -> Index:
         return index.substitute(self.substitution) if self.substitution and index.terms else index
 
-    def _flat(self, index: Index) -> Index:
-        self.accesses.append(index)
-        return self._where(index)
+    def _record(self, flat: Index) -> Index:
+        self.accesses.append(flat)
+        return flat
+
+    def _place(self, buffer: Buffer, flat: Index) -> tuple[Index, ...]:
+        """The index of a flat position in a buffer that may be cut into several dimensions."""
+        flat = self._where(flat)
+        return (flat,) if len(buffer.shape) == 1 else unflatten(flat, buffer.shape)
 
     def _substituted(self, condition: Condition) -> Condition:
         return condition.substitute(self.substitution) if self.substitution else condition
 
 
+def always(expr: Expr) -> Barrier:
+    """A barrier whose result is one expression, wherever it is read."""
+    return lambda _: expr
+
+
+def location(value: Value) -> Location | None:
+    """The user's line that a value comes from."""
+    return value.node.location if value.node else None
+
+
 def parameters(body: Graph) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...]]:
-    """The flat buffers of a kernel body's inputs and outputs."""
+    """Buffers for a body's inputs and outputs: flat, but (before, axis, behind) where an op indexes an axis."""
+    cut: dict[Value, int] = {}
+    for node in body.nodes:
+        match node.op.name:
+            case "gather":
+                cut[node.inputs[0]] = node.attrs["axis"]
+            case "scatter_add":
+                cut[node.output] = node.attrs["axis"]
 
     def buffers(prefix: str, values: Sequence[Value], space: Space) -> tuple[Buffer, ...]:
-        return tuple(
-            Buffer(f"{prefix}{number}", value.dtype, (value.type.nbytes // value.dtype.itemsize,), space)
-            for number, value in enumerate(values)
-        )
+        return tuple(Buffer(f"{prefix}{n}", v.dtype, shape(v), space) for n, v in enumerate(values))
+
+    def shape(value: Value) -> tuple[int, ...]:
+        extents, axis = value.type.extents, cut.get(value)
+        if axis is None:
+            return (math.prod(extents),)
+        return math.prod(extents[:axis]), extents[axis], math.prod(extents[axis + 1 :])
 
     return buffers("in", body.inputs, Space.INPUT), buffers("out", body.outputs, Space.OUTPUT)

@@ -1,0 +1,66 @@
+"""Map kernels: every output element computed by itself.
+
+Before: z = relu(x + y) over [64,128].  After: blocks of one long loop over 8192 elements, in vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graphc.ir.graph import Graph, Value
+from graphc.ir.index import Index, flatten
+from graphc.loops.ir import Buffer, Function
+from graphc.loops.nest import axis_variables, block_length, collapse, identity, shared, size, spread, vectors
+from graphc.loops.point import Point, location, parameters
+from graphc.loops.schedule import MapSchedule
+from graphc.passes.forms import Map
+
+Results = Sequence[tuple[Buffer, Value]]
+
+
+def lower_map(body: Graph, form: Map, name: str, schedule: MapSchedule) -> Function:
+    """The loops of a Map body."""
+    inputs, outputs = parameters(body)
+    point = Point(dict(zip(body.inputs, inputs, strict=True)))
+    fill_space(point, form.space, list(zip(outputs, body.outputs, strict=True)), schedule)
+    return Function(name, inputs, outputs, (), tuple(point.statements))
+
+
+def fill_space(point: Point, space: tuple[int, ...], results: Results, schedule: MapSchedule) -> None:
+    """Store each result, whose shape is `space`, into its flat buffer. All are computed before any is stored."""
+    variables, here = axis_variables(space), identity(space)
+    if 0 in space:
+        return
+    probe = Point(point.buffers)
+    probe.barriers = point.barriers
+    for _, value in results:
+        probe.at(value, here)
+    target = flatten(here, space)
+    groups = collapse(range(len(space)), variables, [*probe.accesses, target], probe.uses)
+
+    def element() -> None:
+        values = [(buffer, value, point.at(value, here)) for buffer, value in results]
+        for buffer, value, expr in values:
+            point.store(buffer, target, expr, location(value))
+
+    if not groups:
+        element()
+        return
+    *outer, inner = groups
+
+    def span(start: Index, length: int) -> None:
+        def vector(position: Index, _: Index) -> None:
+            with point.where(inner.at(start + position, variables)):
+                element()
+
+        vectors(point, length, schedule.lanes, schedule.unroll, vector)
+
+    def rows(_: Index, first: Index, length: int) -> None:
+        with point.loop("r", length) as row, point.where(spread(outer, variables, first + row)):
+            span(Index(), inner.extent)
+
+    if outer:
+        shared(point, size(outer), block_length(size(outer), schedule.blocks), rows)
+    else:
+        length = block_length(inner.extent, schedule.blocks, schedule.lanes * schedule.unroll)
+        shared(point, inner.extent, length, lambda _, first, length: span(first, length))

@@ -1,0 +1,170 @@
+"""Rows kernels whose rows run along memory: softmax, layer norm, cross entropy, sums to a scalar or over leading axes.
+
+Before: m = max(x, 1); e = exp(x - m); y = e / sum(e, 1), over [64,1000].
+After:  for each row: accumulate m in lanes, fold; e into a row buffer and its sum in lanes, fold; y from the buffer.
+
+Accumulations over rows go to one partial result per block of rows; finals add the blocks up in a fixed tree.
+A kernel without phases may run along any axes, so it takes the innermost ones that move together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from graphc.ir.graph import Graph, Node, Value
+from graphc.ir.index import ZERO, Index
+from graphc.loops.ir import Buffer, Function, Load
+from graphc.loops.nest import Group, block_length, identity, shared, size, spread, vectors
+from graphc.loops.point import Barrier, Point, always, location, parameters
+from graphc.loops.schedule import RowsSchedule
+from graphc.loops.sweep import Phase, Sweep, fill_empty, fill_finals, groups, plan_sweep
+from graphc.loops.totals import Partial, Total, combine, identity_of
+from graphc.passes.forms import Rows, levels
+
+FEW_ROWS = 8  # fewer rows than this are not enough to share out; a row is then cut into blocks
+
+
+def lower_rows(body: Graph, form: Rows, name: str, schedule: RowsSchedule) -> Function:
+    """The loops of a Rows body, one row after the other."""
+    inputs, outputs = parameters(body)
+    buffers, results = dict(zip(body.inputs, inputs, strict=True)), dict(zip(body.outputs, outputs, strict=True))
+    point = Point(buffers)
+    if 0 in form.space:
+        fill_empty(point, body, form, results, schedule.lanes)
+        return Function(name, inputs, outputs, (), tuple(point.statements))
+    form = without_phases(body, form) if _is_cut(body, form, schedule) else form
+    if form.reductions:
+        inner = groups(body, form, buffers, form.axes)
+        outer = groups(body, form, buffers, form.kept)
+    else:
+        found = groups(body, form, buffers, range(len(form.space)))
+        outer, inner = found[:-1], found[-1:]
+    axes = form.axes if form.reductions else tuple(axis for group in inner for axis in group.axes)
+    sweep = plan_sweep(body, form, axes, schedule.buffer)
+    lowering = _Lowering(point, sweep, schedule, outer, inner)
+    lowering.run(results)
+    return Function(name, inputs, outputs, tuple(p.buffer for p in lowering.partials.values()), tuple(point.statements))
+
+
+def without_phases(body: Graph, form: Rows) -> Rows:
+    """The same kernel with all reductions taken as accumulations: allowed where no later phase reads a result."""
+    level = levels(body, form)
+    finals = form.finals | {value for value, number in level.items() if number > 0}
+    sums = (*form.reductions, *form.accumulations)
+    return replace(form, reductions=(), accumulations=sums, finals=frozenset(finals))
+
+
+def is_single_phase(body: Graph, form: Rows) -> bool:
+    """Whether no reduction's result is read in the sweep."""
+    level = levels(body, form)
+    swept = [value for value in body.outputs if value not in form.finals and value.type.extents == form.space]
+    operands = [node.inputs[0] for node in (*form.reductions, *form.accumulations)]
+    return bool(form.reductions) and all(level[value] == 0 for value in (*swept, *operands))
+
+
+def _is_cut(body: Graph, form: Rows, schedule: RowsSchedule) -> bool:
+    rows = math.prod(form.space[axis] for axis in form.kept)
+    return rows < min(FEW_ROWS, schedule.blocks) and is_single_phase(body, form)
+
+
+class _Lowering:
+    """One kernel's loops; what differs between blocks and rows is passed down, what is the kernel's is kept here."""
+
+    def __init__(
+        self, point: Point, sweep: Sweep, schedule: RowsSchedule, outer: list[Group], inner: list[Group]
+    ) -> None:
+        self.point, self.sweep, self.schedule = point, sweep, schedule
+        self.outer, self.inner = outer, inner
+        self.lanes, self.unroll = schedule.lanes, schedule.unroll
+        self.partials: dict[Node, Partial] = {}
+
+    def run(self, results: Mapping[Value, Buffer]) -> None:
+        """Emit the sweep, then the finals."""
+        rows, extent = size(self.outer), self.inner[-1].extent if self.inner else 1
+        cut = not self.sweep.form.reductions and rows < min(FEW_ROWS, self.schedule.blocks)
+        count, step = (extent, self.lanes * self.unroll) if cut else (rows, 1)
+        length = block_length(count, self.schedule.blocks, step)
+        blocks = -(-count // length)
+        for node in self.sweep.form.accumulations:
+            self.partials[node] = Partial.of(self.point.name("part"), node, blocks)
+
+        def block(number: Index, first: Index, length: int) -> None:
+            for partial in self.partials.values():
+                partial.clear(self.point, number, self.lanes, self.unroll)
+            with self.point.loop("r", rows if cut else length) as row:
+                position = row if cut else first + row
+                with self.point.where(spread(self.outer, self.sweep.variables, position)):
+                    self.row(number, first if cut else ZERO, length if cut else extent, results)
+
+        shared(self.point, count, length, block)
+        self.point.barriers.clear()
+        for node, partial in self.partials.items():
+            self.point.barriers[node.output] = partial.result
+        finals = [value for value in self.sweep.body.outputs if value in self.sweep.form.finals]
+        fill_finals(self.point, self.sweep.body, finals, results, self.lanes)
+
+    def row(self, block: Index, start: Index, extent: int, results: Mapping[Value, Buffer]) -> None:
+        """One row, or the part of one from `start` on."""
+        point, sweep = self.point, self.sweep
+        point.barriers.clear()
+        for phase in sweep.phases:
+            self.phase(phase, block, start, extent, results)
+        values = [(value, point.at(value, sweep.index(value))) for value in sweep.row_outputs]
+        operands = [(node, point.at(node.inputs[0], sweep.index(node.inputs[0]))) for node in sweep.row_sums]
+        for value, expr in values:
+            point.store(results[value], sweep.flat(value), expr, location(value))
+        for node, expr in operands:
+            self.partials[node].add(point, block, sweep.target(node), expr)
+
+    def phase(self, phase: Phase, block: Index, start: Index, extent: int, results: Mapping[Value, Buffer]) -> None:
+        """One pass over a row."""
+        point, sweep = self.point, self.sweep
+        totals = {
+            node: Total.open(point, combine(node), identity_of(node), extent, self.lanes, self.unroll)
+            for node in phase.totals
+        }
+        kept = {value: point.local("row", value.dtype, sweep.row_extent) for value in phase.keep}
+
+        def element(slot: Index) -> None:
+            roots = [*phase.keep, *phase.outputs, *(node.inputs[0] for node in (*phase.totals, *phase.columns))]
+            exprs = {value: point.at(value, sweep.index(value)) for value in roots}
+            for value, buffer in kept.items():
+                point.store(buffer, sweep.row_position(), exprs[value])
+            for node, total in totals.items():
+                total.add(point, slot, exprs[node.inputs[0]])
+            for node in phase.columns:
+                self.partials[node].add(point, block, sweep.target(node), exprs[node.inputs[0]])
+            for value in phase.outputs:
+                point.store(results[value], sweep.flat(value), exprs[value], location(value))
+
+        self.along(element, start, extent)
+        for node, total in totals.items():
+            result = total.fold(point)
+            if node in self.partials:
+                self.partials[node].add(point, block, sweep.target(node), result)
+            else:
+                point.barriers[node.output] = always(result)
+        for value, buffer in kept.items():
+            point.barriers[value] = _kept(buffer, sweep)
+
+    def along(self, element: Callable[[Index], None], start: Index, extent: int) -> None:
+        """The loops over a row."""
+        if not self.inner:
+            element(ZERO)
+            return
+        *lead, last = self.inner
+        variables = self.sweep.variables
+
+        def vector(position: Index, slot: Index) -> None:
+            with self.point.where(last.at(start + position, variables)):
+                element(slot)
+
+        with self.point.loop("r", size(lead)) as row, self.point.where(spread(lead, variables, row)):
+            vectors(self.point, extent, self.lanes, self.unroll, vector)
+
+
+def _kept(buffer: Buffer, sweep: Sweep) -> Barrier:
+    here = identity(sweep.form.space)
+    return lambda index: Load(buffer, (sweep.row_position(),)) if index == here else None

@@ -1,0 +1,118 @@
+"""The numbers of a kernel's loops: chosen from form and target, printable as one line, overridable.
+
+    map lanes=8 unroll=4 blocks=16
+    rows lanes=8 unroll=4 blocks=32 buffer=16384
+    columns lanes=8 unroll=4 blocks=8
+
+Lanes and unroll fix the order in which a row is summed, blocks the order in which rows are: with the same schedule
+results are the same bits, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from graphc.errors import ArgumentError
+from graphc.ir.graph import Graph
+from graphc.ir.op import Elementwise
+from graphc.ir.types import DType
+from graphc.loops.target import Target
+from graphc.passes.forms import Map, Opaque, Rows
+
+BLOCK_COST = 32 * 1024  # scalar operations that are worth handing to another thread
+MOST_BLOCKS = 32
+_SIMPLE = 1
+COSTS = dict.fromkeys(("div", "sqrt", "rsqrt", "floor_div", "mod"), 4) | dict.fromkeys(
+    ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sigmoid", "erf", "pow"), 12
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MapSchedule:
+    """A pointwise kernel: vectors in flight, and blocks of the space that threads may share."""
+
+    lanes: int
+    unroll: int
+    blocks: int
+
+    def __str__(self) -> str:
+        return _text("map", self)
+
+
+@dataclass(frozen=True, slots=True)
+class RowsSchedule:
+    """A sweep along rows: accumulators per row, blocks of rows, and the longest row that is kept (elements)."""
+
+    lanes: int
+    unroll: int
+    blocks: int
+    buffer: int
+
+    def __str__(self) -> str:
+        return _text("rows", self)
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnsSchedule:
+    """A sweep down columns: vectors of columns side by side, and blocks of rows that are summed apart."""
+
+    lanes: int
+    unroll: int
+    blocks: int
+
+    def __str__(self) -> str:
+        return _text("columns", self)
+
+
+Schedule = MapSchedule | RowsSchedule | ColumnsSchedule
+_KINDS: dict[str, type[Schedule]] = {"map": MapSchedule, "rows": RowsSchedule, "columns": ColumnsSchedule}
+
+
+def parse(text: str) -> Schedule:
+    """Inverse of `str`; raises ArgumentError on anything else."""
+    kind, *pairs = text.split()
+    numbers = dict(pair.split("=", 1) for pair in pairs)
+    if kind not in _KINDS or set(numbers) != {f.name for f in fields(_KINDS[kind])}:
+        raise ArgumentError(f"a schedule looks like 'map lanes=8 unroll=4 blocks=16', not {text!r}")
+    return _KINDS[kind](**{name: int(number) for name, number in numbers.items()})
+
+
+def choose(body: Graph, form: Map | Rows | Opaque, target: Target) -> Schedule:
+    """The schedule for a body of this form."""
+    lanes = lanes_of(body, target)
+    nodes = sum(isinstance(node.op.kind, Elementwise) for node in body.nodes)
+    if not isinstance(form, Rows):
+        size = math.prod(form.space) if isinstance(form, Map) else 0
+        return MapSchedule(lanes, 4 if nodes <= 8 else 2 if nodes <= 16 else 1, share(size * cost(body)))
+    work = share(math.prod(form.space) * cost(body))
+    if columns(form):
+        return ColumnsSchedule(lanes, 4, work)
+    return RowsSchedule(lanes, 4 if nodes <= 24 else 2, work, 16 * 1024)
+
+
+def columns(form: Rows) -> bool:
+    """Whether to walk down columns: the innermost axis is not reduced, and nothing is accumulated besides."""
+    inner = max((axis for axis, extent in enumerate(form.space) if extent > 1), default=-1)
+    return inner >= 0 and inner not in form.axes and not form.accumulations
+
+
+def lanes_of(body: Graph, target: Target) -> int:
+    """Lanes of the widest float that the body computes with; other types take as many registers as they need."""
+    values = [*body.inputs, *(value for node in body.nodes for value in node.outputs)]
+    return target.lanes(8 if any(value.dtype is DType.F64 for value in values) else 4)
+
+
+def cost(body: Graph) -> int:
+    """Scalar operations for one point, roughly; loads and stores count."""
+    work = sum(COSTS.get(node.op.name, _SIMPLE) for node in body.nodes if isinstance(node.op.kind, Elementwise))
+    return work + len(body.inputs) + len(body.outputs)
+
+
+def share(work: int) -> int:
+    """How many blocks of about BLOCK_COST operations, within reason."""
+    return max(1, min(MOST_BLOCKS, work // BLOCK_COST))
+
+
+def _text(kind: str, schedule: Schedule) -> str:
+    return " ".join([kind, *(f"{f.name}={getattr(schedule, f.name)}" for f in fields(schedule))])
