@@ -48,7 +48,8 @@ class _Lowering:
         self.point, self.sweep, self.schedule = point, sweep, schedule
         self.lanes, self.unroll = schedule.lanes, schedule.unroll
         self.down = groups(sweep.body, sweep.form, buffers, sweep.form.axes)
-        *self.outer, self.inner = groups(sweep.body, sweep.form, buffers, sweep.form.kept)
+        across = groups(sweep.body, sweep.form, buffers, sweep.form.kept)
+        self.outer, self.inner = across[:-1], across[-1:]
         self.levels = levels(sweep.body, sweep.form)
         self.slot = ZERO
         self.partials: dict[Node, Partial] = {}
@@ -57,7 +58,7 @@ class _Lowering:
         """Emit full tiles and the columns that are left; where rows are cut into blocks, add those up."""
         body, form = self.sweep.body, self.sweep.form
         width, rows = self.lanes * self.unroll, size(self.down)
-        tiles, left = divmod(self.inner.extent, width)
+        tiles, left = divmod(size(self.inner), width)
         wanted = self.schedule.blocks // max(1, size(self.outer) * tiles)
         length = block_length(rows, wanted) if is_single_phase(body, form) else rows
         blocks = -(-rows // length)
@@ -157,7 +158,7 @@ class _Lowering:
 
         def vector(position: Index, slot: Index) -> None:
             self.slot = slot
-            with self.point.where(self.inner.at(start + position, self.sweep.variables)):
+            with self.point.where(spread(self.inner, self.sweep.variables, start + position)):
                 element()
 
         vectors(self.point, width, self.lanes, self.unroll, vector)

@@ -125,9 +125,10 @@ def shared(point: Point, count: int, length: int, body: Callable[[Index, Index, 
     `body(block, first, length)` emits one block. Returns how many blocks there are with the last.
     """
     number = count // length
-    with point.loop("b", number, LoopKind.PARALLEL) as block:
+    with point.loop("b", number, LoopKind.PARALLEL) as block, point.section():
         body(block, block * length, length)
     left = count - number * length
     if left:
-        body(Index(number), Index(number * length), left)
+        with point.section():
+            body(Index(number), Index(number * length), left)
     return number + bool(left)

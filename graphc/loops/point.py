@@ -101,6 +101,14 @@ class Point:
             self.statements.append(Loop(variable, kind, body, lanes))
 
     @contextmanager
+    def section(self) -> Iterator[None]:
+        """Forgets, afterwards, the elements computed inside: barriers may have other results there than elsewhere."""
+        self._scopes.append(_Scope())
+        yield
+        statements = self._scopes.pop().statements
+        self.statements.extend(statements)
+
+    @contextmanager
     def when(self, conditions: tuple[Condition, ...]) -> Iterator[None]:
         """`If` around what is emitted inside, unless the conditions are known to hold."""
         conditions = tuple(c for c in map(self._substituted, conditions) if c.known is not True)
