@@ -1,7 +1,7 @@
 """Reshapes that stand between a result and elementwise work on it move below the work, so that both can be one kernel.
 
 Before: `%1 = reshape %0`, `%2 = mul %1, %mask`. After: `%1 = reshape %mask`, `%2 = mul %0, %1`, `%3 = reshape %2`.
-The reshape of the stored `%mask` is a view; the product has the shape of `%0`, a contraction say, and can be its epilogue.
+The reshape of the stored `%mask` is a view; the product has the shape of `%0` and can be the epilogue of that.
 """
 
 from __future__ import annotations

@@ -1,0 +1,123 @@
+"""Units of fusion: the nodes whose results are stored somewhere, each with the cheap nodes computed along with it.
+
+*Cheap* nodes have no place of their own; every kernel that reads one computes it again:
+ - scalars, positions, and what follows from them in a few operations;
+ - movement, including reshapes that only add or remove axes of extent 1;
+ - elementwise work of a few operations on fewer bytes than its result has (a mask of labels, a converted bool).
+A result of the graph, and what a view is taken of, is a unit even where it is cheap. Any other reshape is a *view*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from graphc.ir.graph import Graph, Node, Value
+from graphc.ir.op import Call, Elementwise, Generator, Movement
+from graphc.passes.forms import is_splat_or_position
+from graphc.passes.sink import is_squeeze
+
+RECOMPUTE_COST = 4  # of a cheap node with all cheap nodes above it
+
+# Operations per element, an addition being 1.
+_COSTS = {"div": 3, "floor_div": 6, "mod": 8, "sqrt": 4, "rsqrt": 6, "pow": 32}
+_COSTS |= dict.fromkeys(("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sigmoid", "erf"), 12)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Unit:
+    """A node whose results are stored, and the cheap nodes that are computed with it."""
+
+    node: Node
+    cheap: tuple[Node, ...]
+    reads: Mapping[Value, int]  # stored values and graph inputs, with the number of elements read through movement
+    direct: frozenset[Value]  # those of them that are read in place
+
+
+@dataclass(frozen=True, slots=True)
+class Cone:
+    """What computing a cheap node takes."""
+
+    cost: int
+    leaves: frozenset[Value]
+
+
+def units(graph: Graph, cheap: Mapping[Node, Cone]) -> list[Unit]:
+    """The units of a graph in topological order; views and calls are units without cheap nodes."""
+    wanted = set(graph.results)
+    stored: list[Node] = []
+    for node in reversed(graph.nodes):
+        if is_table(node):
+            continue
+        if wanted.isdisjoint(node.outputs) and node in cheap:
+            continue
+        if is_view(node, cheap):
+            wanted.update(node.inputs)
+        stored.append(node)
+    number = {node: position for position, node in enumerate(graph.nodes)}
+    return [unit_of(node, cheap, number) for node in reversed(stored)]
+
+
+def cheap_nodes(graph: Graph) -> dict[Node, Cone]:
+    found: dict[Node, Cone] = {}
+    for node in graph.nodes:
+        cones = [found.get(value.node) if value.node else None for value in dict.fromkeys(node.inputs)]
+        leaves = [cone.leaves if cone else {value} for cone, value in zip(cones, dict.fromkeys(node.inputs))]
+        cone = Cone(cost(node) + sum(c.cost for c in cones if c), frozenset[Value]().union(*leaves))
+        if cone.cost <= RECOMPUTE_COST and _is_cheap(node, cone):
+            found[node] = cone
+    return found
+
+
+def _is_cheap(node: Node, cone: Cone) -> bool:
+    match node.op.kind:
+        case Generator():
+            return not is_table(node)
+        case Movement():
+            return node.op.name != "reshape" or not cone.leaves or is_squeeze(node)
+        case Elementwise():
+            return sum(leaf.type.nbytes for leaf in cone.leaves) < node.output.type.nbytes
+    return False
+
+
+def is_table(node: Node) -> bool:
+    """Whether a node is a constant that stays outside kernels."""
+    return isinstance(node.op.kind, Generator) and not is_splat_or_position(node)
+
+
+def is_view(node: Node, cheap: Mapping[Node, Cone]) -> bool:
+    return node.op.name == "reshape" and (node not in cheap or bool(cheap[node].leaves))
+
+
+def unit_of(node: Node, cheap: Mapping[Node, Cone], number: Mapping[Node, int]) -> Unit:
+    if isinstance(node.op.kind, Call) or is_view(node, cheap):
+        return Unit(node, (), dict.fromkeys(node.inputs, 0), frozenset(node.inputs))
+    reads: dict[Value, int] = {}
+    direct: set[Value] = set()
+    seen: dict[Node, None] = {}
+    stack = [node]
+    while stack:
+        reader = stack.pop()
+        for value in reader.inputs:
+            if value.node is None or value.node not in cheap:
+                moved = isinstance(reader.op.kind, Movement)
+                reads[value] = reads.get(value, 0) + (size(reader.output) if moved else 0)
+                direct.update(() if moved else (value,))
+            elif value.node not in seen:
+                seen[value.node] = None
+                stack.append(value.node)
+    return Unit(node, tuple(sorted(seen, key=number.__getitem__)), reads, frozenset(direct))
+
+
+def cost(node: Node) -> int:
+    return _COSTS.get(node.op.name, 1) if isinstance(node.op.kind, Elementwise) else 0
+
+
+def work(unit: Unit) -> int:
+    """Operations per element; 0 unless all of it is elementwise work or movement."""
+    return sum(map(cost, (*unit.cheap, unit.node))) if isinstance(unit.node.op.kind, Elementwise) else 0
+
+
+def size(value: Value) -> int:
+    return prod(value.type.extents)
