@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from graphc.ir.graph import Graph, Value
 from graphc.ir.index import Index, flatten
 from graphc.loops.ir import Buffer, Function
-from graphc.loops.nest import axis_variables, block_length, collapse, identity, shared, size, spread, vectors
+from graphc.loops.nest import Group, axis_variables, block_length, collapse, identity, shared, size, spread, vectors
 from graphc.loops.point import Point, location, parameters
 from graphc.loops.schedule import MapSchedule
 from graphc.passes.forms import Map
@@ -55,12 +55,27 @@ def fill_space(point: Point, space: tuple[int, ...], results: Results, schedule:
 
         vectors(point, length, schedule.lanes, schedule.unroll, vector)
 
+    tile = schedule.tile if _crosses(probe.accesses, inner) else inner.extent
+
     def rows(_: Index, first: Index, length: int) -> None:
+        with point.loop("j", inner.extent // tile) as part:
+            strip(part * tile, tile, first, length)
+        strip(Index(inner.extent // tile * tile), inner.extent % tile, first, length)
+
+    def strip(start: Index, width: int, first: Index, length: int) -> None:
         with point.loop("r", length) as row, point.where(spread(outer, variables, first + row)):
-            span(Index(), inner.extent)
+            span(start, width)
 
     if outer:
         shared(point, size(outer), block_length(size(outer), schedule.blocks), rows)
     else:
         length = block_length(inner.extent, schedule.blocks, schedule.lanes * schedule.unroll)
         shared(point, inner.extent, length, lambda _, first, length: span(first, length))
+
+
+def _crosses(accesses: Sequence[Index], inner: Group) -> bool:
+    """Whether a load runs along another axis than `inner`, so that its cache lines are used again in the next row."""
+    return any(
+        abs(index.coefficient(inner.variable)) > 1 and any(abs(factor) == 1 for _, factor in index.terms)
+        for index in accesses
+    )
