@@ -19,11 +19,11 @@ from graphc.ir.types import DType
 from graphc.loops.ir import Buffer, Function, Load
 from graphc.loops.nest import block_length, shared, size, spread, vectors
 from graphc.loops.point import Barrier, Point, location, parameters
-from graphc.loops.rows import is_single_phase, without_phases
+from graphc.loops.rows import without_phases
 from graphc.loops.schedule import ColumnsSchedule
 from graphc.loops.sweep import Phase, Sweep, fill_empty, fill_finals, groups, plan_sweep
 from graphc.loops.totals import Partial, combine, fill, identity_of
-from graphc.passes.forms import Rows, levels
+from graphc.passes.forms import Rows, is_single_phase, levels
 
 
 def lower_columns(body: Graph, form: Rows, name: str, schedule: ColumnsSchedule) -> Function:

@@ -18,10 +18,10 @@ from graphc.ir.index import ZERO, Index
 from graphc.loops.ir import Buffer, Function, Load
 from graphc.loops.nest import Group, block_length, identity, shared, size, spread, vectors
 from graphc.loops.point import Barrier, Point, always, location, parameters
-from graphc.loops.schedule import RowsSchedule
+from graphc.loops.schedule import RowsSchedule, lies_across
 from graphc.loops.sweep import Phase, Sweep, fill_empty, fill_finals, groups, plan_sweep
 from graphc.loops.totals import Partial, Total, combine, identity_of
-from graphc.passes.forms import Rows, levels
+from graphc.passes.forms import Rows, is_single_phase, levels
 
 FEW_ROWS = 8  # fewer rows than this are not enough to share out; a row is then cut into blocks
 
@@ -34,7 +34,7 @@ def lower_rows(body: Graph, form: Rows, name: str, schedule: RowsSchedule) -> Fu
     if 0 in form.space:
         fill_empty(point, body, form, results, schedule.lanes)
         return Function(name, inputs, outputs, (), tuple(point.statements))
-    form = without_phases(body, form) if _is_cut(body, form, schedule) else form
+    form = without_phases(body, form) if _walks_in_order(body, form, schedule) else form
     if form.reductions:
         inner = groups(body, form, buffers, form.axes)
         outer = groups(body, form, buffers, form.kept)
@@ -56,17 +56,10 @@ def without_phases(body: Graph, form: Rows) -> Rows:
     return replace(form, reductions=(), accumulations=sums, finals=frozenset(finals))
 
 
-def is_single_phase(body: Graph, form: Rows) -> bool:
-    """Whether no reduction's result is read in the sweep."""
-    level = levels(body, form)
-    swept = [value for value in body.outputs if value not in form.finals and value.type.extents == form.space]
-    operands = [node.inputs[0] for node in (*form.reductions, *form.accumulations)]
-    return bool(form.reductions) and all(level[value] == 0 for value in (*swept, *operands))
-
-
-def _is_cut(body: Graph, form: Rows, schedule: RowsSchedule) -> bool:
+def _walks_in_order(body: Graph, form: Rows, schedule: RowsSchedule) -> bool:
+    """Whether to sweep memory in order and sort sums out by target: for few rows, or rows across memory."""
     rows = math.prod(form.space[axis] for axis in form.kept)
-    return rows < min(FEW_ROWS, schedule.blocks) and is_single_phase(body, form)
+    return is_single_phase(body, form) and (rows < min(FEW_ROWS, schedule.blocks) or lies_across(form))
 
 
 class _Lowering:

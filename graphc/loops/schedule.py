@@ -18,10 +18,11 @@ from graphc.ir.graph import Graph
 from graphc.ir.op import Elementwise
 from graphc.ir.types import DType
 from graphc.loops.target import Target
-from graphc.passes.forms import Map, Opaque, Rows
+from graphc.passes.forms import Map, Opaque, Rows, is_single_phase
 
 BLOCK_COST = 32 * 1024  # scalar operations that are worth handing to another thread
 MOST_BLOCKS = 32
+WIDE_ROW, WIDE_SPACE = 256, 128 * 1024  # elements: from here on columns are summed a row at a time
 _SIMPLE = 1
 COSTS = dict.fromkeys(("div", "sqrt", "rsqrt", "floor_div", "mod"), 4) | dict.fromkeys(
     ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sigmoid", "erf", "pow"), 12
@@ -88,15 +89,20 @@ def choose(body: Graph, form: Map | Rows | Opaque, target: Target) -> Schedule:
         size = math.prod(form.space) if isinstance(form, Map) else 0
         return MapSchedule(lanes, 4 if nodes <= 8 else 2 if nodes <= 16 else 1, share(size * cost(body)))
     work = share(math.prod(form.space) * cost(body))
-    if columns(form):
+    if lies_across(form) and not form.accumulations and not _is_wide(body, form):
         return ColumnsSchedule(lanes, 4, work)
     return RowsSchedule(lanes, 4 if nodes <= 24 else 2, work, 16 * 1024)
 
 
-def columns(form: Rows) -> bool:
-    """Whether to walk down columns: the innermost axis is not reduced, and nothing is accumulated besides."""
+def lies_across(form: Rows) -> bool:
+    """Whether rows lie across memory: the innermost axis is not reduced."""
     inner = max((axis for axis, extent in enumerate(form.space) if extent > 1), default=-1)
-    return inner >= 0 and inner not in form.axes and not form.accumulations
+    return inner >= 0 and inner not in form.axes
+
+
+def _is_wide(body: Graph, form: Rows) -> bool:
+    """Whether walking down columns would jump from page to page: long rows of memory, many of them."""
+    return is_single_phase(body, form) and form.space[-1] >= WIDE_ROW and math.prod(form.space) >= WIDE_SPACE
 
 
 def lanes_of(body: Graph, target: Target) -> int:

@@ -252,6 +252,14 @@ def levels(body: Graph, form: Rows) -> dict[Value, int]:
     return found
 
 
+def is_single_phase(body: Graph, form: Rows) -> bool:
+    """Whether no reduction's result is read in the sweep."""
+    level = levels(body, form)
+    swept = [value for value in body.outputs if value not in form.finals and value.type.extents == form.space]
+    operands = [node.inputs[0] for node in (*form.reductions, *form.accumulations)]
+    return bool(form.reductions) and all(level[value] == 0 for value in (*swept, *operands))
+
+
 # In-place outputs --------------------------------------------------------------------------------------------
 
 
