@@ -257,26 +257,35 @@ class _Fusion:
 
     def _store_less(self, group: int) -> None:
         """Let the readers of a group recompute what is cheaper to compute than to store."""
-        form, members = self.forms[group], self.groups.members[group]
-        if form is None:
+        if self.forms[group] is None:
             return
-        light = {u.node.output: u for u in (self.units[m] for m in members) if 0 < work(u) <= RECOMPUTE_COST}
-        wanted = [v for v in self._outputs(members) if v in light and not self._must_store(v, group)]
-        if not wanted:
+        members = [self.units[member] for member in self.groups.members[group]]
+        light = {unit.node.output: unit for unit in members if 0 < work(unit) <= RECOMPUTE_COST}
+        outputs = self._outputs(self.groups.members[group])
+        stored = {value for value in outputs if self._must_store(value, group)}
+        if all(value in stored or value not in light for value in outputs):
             return
-        weights = {value: self._traffic(value, group) for m in members for value in self.units[m].reads}
-        weights |= {value: self._traffic(value, group) for m in members for value in self.units[m].node.outputs}
+        wanted = [value for value in outputs if any(map(self._can_compute, self._readers_outside(value, group)))]
+        # Reading again what is stored anyway costs a load, anything else of the group a store as well.
+        weights = {value: value.type.nbytes for unit in members for value in unit.reads}
+        weights |= {value: value.type.nbytes * 2 for unit in members for value in unit.node.outputs}
+        weights |= {value: 0 if value in wanted else value.type.nbytes for value in stored}
         cut = cheapest_cut(weights, {value: unit.reads for value, unit in light.items()}, wanted)
-        between: dict[Value, Unit] = {}
-        stack = [value for value in wanted if value not in cut]
-        while stack:
-            value = stack.pop()
-            if value not in between and value not in cut:
-                between[value] = light[value]
-                stack.extend(light[value].reads)
+        between = self._between(wanted, cut, light)
         saved = sum(weights[v] for v in wanted if v not in cut) - sum(weights[v] for v in cut if v not in wanted)
         if between and sum(work(unit) * size(value) for value, unit in between.items()) <= saved:
             self._recompute(group, between, [value for value in wanted if value in between])
+
+    def _between(self, wanted: Iterable[Value], cut: set[Value], light: Mapping[Value, Unit]) -> dict[Value, Unit]:
+        """What must be computed to have the wanted values where a cut is known."""
+        found: dict[Value, Unit] = {}
+        stack = [value for value in wanted if value not in cut]
+        while stack:
+            value = stack.pop()
+            if value not in found and value not in cut:
+                found[value] = light[value]
+                stack.extend(light[value].reads)
+        return found
 
     def _recompute(self, group: int, made: Mapping[Value, Unit], wanted: list[Value]) -> None:
         """Make some values of a group cheap, unless a kernel would lose its form."""
@@ -298,26 +307,21 @@ class _Fusion:
                 self.readers.setdefault(value, []).append(reader)
             self.units[reader] = unit
 
+    def _readers_outside(self, value: Value, group: int) -> list[int]:
+        return [reader for reader in self.readers.get(value, ()) if self.groups.group_of[reader] != group]
+
     def _must_store(self, value: Value, group: int) -> bool:
-        """Whether a reader of a value outside its group cannot compute it on its own."""
-        if value in self.results:
-            return True
-        outside = [reader for reader in self.readers.get(value, ()) if self.groups.group_of[reader] != group]
-        return any(not self._can_compute(reader) for reader in outside)
+        """Whether a value is a result, or one of its readers outside its group cannot compute it."""
+        return value in self.results or not all(map(self._can_compute, self._readers_outside(value, group)))
 
     def _can_compute(self, reader: int) -> bool:
+        """Whether elementwise work may be added to what a unit reads: it is not on the way into a contraction."""
         match self.forms[self.groups.group_of[reader]]:
             case Map() | Rows():
                 return True
             case Contract(contraction=contraction, prologue=prologue):
                 return self.units[reader].node not in (contraction, *prologue)
         return False
-
-    def _traffic(self, value: Value, group: int) -> int:
-        """Bytes moved when readers outside a group read a value: a load, and a store unless it is stored anyway."""
-        maker = self.maker.get(value)
-        inside = maker is not None and self.groups.group_of[maker] == group
-        return value.type.nbytes * (2 if inside and not self._must_store(value, group) else 1)
 
     # The result
 

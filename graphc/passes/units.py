@@ -2,8 +2,8 @@
 
 *Cheap* nodes have no place of their own; every kernel that reads one computes it again:
  - scalars, positions, and what follows from them in a few operations;
- - movement, including reshapes that only add or remove axes of extent 1;
- - elementwise work of a few operations on fewer bytes than its result has (a mask of labels, a converted bool).
+ - movement of one operand, including reshapes that only add or remove axes of extent 1;
+ - elementwise work of a few operations on fewer bytes than its result has floats (labels compared, a bool converted).
 A result of the graph, and what a view is taken of, is a unit even where it is cheap. Any other reshape is a *view*.
 """
 
@@ -75,9 +75,11 @@ def _is_cheap(node: Node, cone: Cone) -> bool:
         case Generator():
             return not is_table(node)
         case Movement():
+            if len(node.inputs) > 1:
+                return False
             return node.op.name != "reshape" or not cone.leaves or is_squeeze(node)
         case Elementwise():
-            return sum(leaf.type.nbytes for leaf in cone.leaves) < node.output.type.nbytes
+            return sum(leaf.type.nbytes for leaf in cone.leaves) < 4 * size(node.output)
     return False
 
 
