@@ -115,16 +115,16 @@ class Index:
         return result
 
     def evaluate(self, values: Mapping[Var, int]) -> int:
-        """The number for given values of the variables."""
+        """The number for given values of the variables (or an array of numbers, for arrays that broadcast)."""
         total = self.const
         for atom, c in self.terms:
             match atom:
                 case Var():
-                    total += c * values[atom]
+                    total = total + c * values[atom]
                 case Div(inner, divisor):
-                    total += c * (inner.evaluate(values) // divisor)
+                    total = total + c * (inner.evaluate(values) // divisor)
                 case Mod(inner, divisor):
-                    total += c * (inner.evaluate(values) % divisor)
+                    total = total + c * (inner.evaluate(values) % divisor)
         return total
 
 

@@ -20,7 +20,7 @@ from graphc.ir.types import DType
 from graphc.loops.target import Target
 from graphc.passes.forms import Map, Opaque, Rows, is_single_phase
 
-BLOCK_COST = 32 * 1024  # scalar operations that are worth handing to another thread
+BLOCK_COST = 64 * 1024  # scalar operations that are worth handing to another thread
 MOST_BLOCKS = 32
 WIDE_ROW, WIDE_SPACE = 256, 128 * 1024  # elements: from here on columns are summed a row at a time
 _SIMPLE = 1
