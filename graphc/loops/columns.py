@@ -9,7 +9,7 @@ With few columns and many rows, blocks of rows are summed apart and their partia
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Node, Value
@@ -17,7 +17,7 @@ from graphc.ir.index import ZERO, Index, unflatten
 from graphc.ir.op import Elementwise, Movement
 from graphc.ir.types import DType
 from graphc.loops.ir import Buffer, Function, Load
-from graphc.loops.nest import block_length, shared, size, spread, vectors
+from graphc.loops.nest import Group, block_length, leading, shared, size, spread, vectors, walk
 from graphc.loops.point import Barrier, Point, location, parameters
 from graphc.loops.rows import without_phases
 from graphc.loops.schedule import ColumnsSchedule
@@ -51,16 +51,20 @@ class _Lowering:
         across = groups(sweep.body, sweep.form, buffers, sweep.form.kept)
         self.outer, self.inner = across[:-1], across[-1:]
         self.levels = levels(sweep.body, sweep.form)
+        self.lead: Sequence[Group] = ()
+        self.rest: Sequence[Group] = ()
         self.slot = ZERO
         self.partials: dict[Node, Partial] = {}
 
     def run(self, results: Mapping[Value, Buffer]) -> None:
         """Emit full tiles and the columns that are left; where rows are cut into blocks, add those up."""
         body, form = self.sweep.body, self.sweep.form
-        width, rows = self.lanes * self.unroll, size(self.down)
+        width = self.lanes * self.unroll
         tiles, left = divmod(size(self.inner), width)
         wanted = self.schedule.blocks // max(1, size(self.outer) * tiles)
-        length = block_length(rows, wanted) if is_single_phase(body, form) else rows
+        self.lead, self.rest = leading(self.down, wanted) if is_single_phase(body, form) else ([], self.down)
+        rows = size(self.lead)
+        length = block_length(rows, wanted)
         blocks = -(-rows // length)
         if blocks > 1:
             self.partials = {n: Partial.of(self.point.name("part"), n, blocks) for n in form.reductions}
@@ -81,7 +85,7 @@ class _Lowering:
         """Tiles of `width` columns from column `start` on, over row blocks of `length` from block `block` on."""
         extents = (size(self.outer), tiles, blocks)
         count = math.prod(extents)
-        first_row = size(self.down) - length if block else 0
+        first_row = size(self.lead) - length if block else 0
 
         def tasks(_: Index, first: Index, number: int) -> None:
             with self.point.loop("t", number) as task:
@@ -122,7 +126,8 @@ class _Lowering:
 
         with (
             point.loop("r", length) as row,
-            point.where(spread(self.down, sweep.variables, first_row + row)),
+            point.where(spread(self.lead, sweep.variables, first_row + row)),
+            walk(point, self.rest, sweep.variables),
         ):
             self.across(start, width, element)
         for node, buffer in totals.items():

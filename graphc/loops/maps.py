@@ -10,7 +10,19 @@ from collections.abc import Sequence
 from graphc.ir.graph import Graph, Value
 from graphc.ir.index import Index, flatten
 from graphc.loops.ir import Buffer, Function
-from graphc.loops.nest import Group, axis_variables, block_length, collapse, identity, shared, size, spread, vectors
+from graphc.loops.nest import (
+    Group,
+    axis_variables,
+    block_length,
+    collapse,
+    identity,
+    leading,
+    shared,
+    size,
+    spread,
+    vectors,
+    walk,
+)
 from graphc.loops.point import Point, location, parameters
 from graphc.loops.schedule import MapSchedule
 from graphc.passes.forms import Map
@@ -47,6 +59,7 @@ def fill_space(point: Point, space: tuple[int, ...], results: Results, schedule:
         element()
         return
     *outer, inner = groups
+    lead, rest = leading(outer, schedule.blocks)
 
     def span(start: Index, length: int) -> None:
         def vector(position: Index, _: Index) -> None:
@@ -63,11 +76,15 @@ def fill_space(point: Point, space: tuple[int, ...], results: Results, schedule:
         strip(Index(inner.extent // tile * tile), inner.extent % tile, first, length)
 
     def strip(start: Index, width: int, first: Index, length: int) -> None:
-        with point.loop("r", length) as row, point.where(spread(outer, variables, first + row)):
+        with (
+            point.loop("r", length) as row,
+            point.where(spread(lead, variables, first + row)),
+            walk(point, rest, variables),
+        ):
             span(start, width)
 
     if outer:
-        shared(point, size(outer), block_length(size(outer), schedule.blocks), rows)
+        shared(point, size(lead), block_length(size(lead), schedule.blocks), rows)
     else:
         length = block_length(inner.extent, schedule.blocks, schedule.lanes * schedule.unroll)
         shared(point, inner.extent, length, lambda _, first, length: span(first, length))

@@ -6,7 +6,8 @@ Every number here follows from shapes and the schedule, never from the number of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from graphc.ir.index import ZERO, Div, Index, Mod, Var, unflatten, var
@@ -71,6 +72,24 @@ def spread(groups: Sequence[Group], variables: Mapping[int, Var], flat: Index) -
     for group, position in zip(groups, unflatten(flat, [g.extent for g in groups]), strict=True):
         found |= group.at(position, variables)
     return found
+
+
+def leading(groups: Sequence[Group], wanted: int) -> tuple[Sequence[Group], Sequence[Group]]:
+    """The first groups, as many as it takes to cut into `wanted` blocks, and the others."""
+    count = min(1, len(groups))
+    while count < len(groups) and size(groups[:count]) < wanted:
+        count += 1
+    return groups[:count], groups[count:]
+
+
+@contextmanager
+def walk(point: Point, groups: Sequence[Group], variables: Mapping[int, Var]) -> Iterator[None]:
+    """One serial loop for each group around what is emitted inside."""
+    with ExitStack() as stack:
+        for group in groups:
+            position = stack.enter_context(point.loop("r", group.extent))
+            stack.enter_context(point.where(group.at(position, variables)))
+        yield
 
 
 def size(groups: Iterable[Group]) -> int:

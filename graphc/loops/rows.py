@@ -16,7 +16,7 @@ from dataclasses import replace
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.index import ZERO, Index
 from graphc.loops.ir import Buffer, Function, Load
-from graphc.loops.nest import Group, block_length, identity, shared, size, spread, vectors
+from graphc.loops.nest import Group, block_length, identity, leading, shared, size, spread, vectors, walk
 from graphc.loops.point import Barrier, Point, always, location, parameters
 from graphc.loops.schedule import RowsSchedule, lies_across
 from graphc.loops.sweep import Phase, Sweep, fill_empty, fill_finals, groups, plan_sweep
@@ -77,7 +77,8 @@ class _Lowering:
         """Emit the sweep, then the finals."""
         rows, extent = size(self.outer), self.inner[-1].extent if self.inner else 1
         cut = not self.sweep.form.reductions and rows < min(FEW_ROWS, self.schedule.blocks)
-        count, step = (extent, self.lanes * self.unroll) if cut else (rows, 1)
+        lead, rest = ([], self.outer) if cut else leading(self.outer, self.schedule.blocks)
+        count, step = (extent, self.lanes * self.unroll) if cut else (size(lead), 1)
         length = block_length(count, self.schedule.blocks, step)
         blocks = -(-count // length)
         for node in self.sweep.form.accumulations:
@@ -86,10 +87,12 @@ class _Lowering:
         def block(number: Index, first: Index, length: int) -> None:
             for partial in self.partials.values():
                 partial.clear(self.point, number, self.lanes, self.unroll)
-            with self.point.loop("r", rows if cut else length) as row:
-                position = row if cut else first + row
-                with self.point.where(spread(self.outer, self.sweep.variables, position)):
-                    self.row(number, first if cut else ZERO, length if cut else extent, results)
+            with (
+                self.point.loop("r", 1 if cut else length) as row,
+                self.point.where(spread(lead, self.sweep.variables, row if cut else first + row)),
+                walk(self.point, rest, self.sweep.variables),
+            ):
+                self.row(number, first if cut else ZERO, length if cut else extent, results)
 
         shared(self.point, count, length, block)
         self.point.barriers.clear()
@@ -154,7 +157,7 @@ class _Lowering:
             with self.point.where(last.at(start + position, variables)):
                 element(slot)
 
-        with self.point.loop("r", size(lead)) as row, self.point.where(spread(lead, variables, row)):
+        with walk(self.point, lead, variables):
             vectors(self.point, extent, self.lanes, self.unroll, vector)
 
 
