@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from graphc.codegen.lanes import Mask, Numbers
+from graphc.codegen.numbers import Mask, Numbers
 from graphc.codegen.llvm import Body, constant, llvm_type, memory_type, suffix
 from graphc.ir.index import Index, flatten
 from graphc.ir.types import DType

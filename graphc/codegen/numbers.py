@@ -1,0 +1,239 @@
+"""Index arithmetic as instructions: numbers that all lanes share, numbers of each lane, masks.
+
+Invariants:
+ 1. a variable is a number (unrolled), an i64 register (serial, parallel) or the lanes of the one vector loop in scope;
+ 2. an instruction is remembered only while the block that holds it dominates what follows (`Numbers.inner`);
+ 3. lanes that a mask excludes hold unspecified numbers, so nothing traps on them and no memory is touched for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from graphc.codegen.llvm import Body, constant, is_constant, llvm_type
+from graphc.ir.index import Atom, Condition, Div, Index, Mod, Var
+from graphc.ir.types import DType
+
+_MOST_I32 = 2**31 - 1
+_MOST_LANES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Which lanes run: those that are `live` at compile time and, if given, set in the register `runtime`."""
+
+    live: tuple[bool, ...]
+    runtime: str | None = None
+
+    @property
+    def full(self) -> bool:
+        return self.runtime is None and all(self.live)
+
+    @property
+    def empty(self) -> bool:
+        return not any(self.live)
+
+    @property
+    def operand(self) -> str:
+        """As an operand of type `<lanes x i1>`; the register excludes what is not live."""
+        return self.runtime or "<" + ", ".join(f"i1 {str(lane).lower()}" for lane in self.live) + ">"
+
+
+class Numbers:
+    """Writes the integers that indices stand for. A resolved index holds no unrolled variable."""
+
+    def __init__(self, body: Body) -> None:
+        self.body = body
+        self.known: dict[Var, Index] = {}
+        self.registers: dict[Var, str] = {}
+        self.vector: Var | None = None
+        self.lanes = 1
+        self._written: dict[object, str] = {}
+
+    @contextmanager
+    def inner(self) -> Iterator[None]:
+        """A region that does not dominate what follows it."""
+        outside = self._written
+        self._written = dict(outside)
+        yield
+        self._written = outside
+
+    def once(self, key: object, instruction: str) -> str:
+        """The result of an instruction, written unless it already has been."""
+        if key not in self._written:
+            self._written[key] = self.body.emit(instruction)
+        return self._written[key]
+
+    def resolve(self, index: Index) -> Index:
+        """With unrolled variables replaced by their numbers."""
+        return index.substitute(self.known) if self.known and index.terms else index
+
+    def varies(self, index: Index) -> bool:
+        """Whether a resolved index differs from lane to lane."""
+        return self.vector is not None and bool(index.terms) and index.depends_on(self.vector)
+
+    def vary(self, conditions: Iterable[Condition]) -> bool:
+        """Whether a condition differs from lane to lane."""
+        return any(self.varies(self.resolve(condition.index)) for condition in conditions)
+
+    # Numbers that all lanes share ----------------------------------------------------------------------------
+
+    def uniform(self, index: Index) -> str:
+        """A resolved index that does not vary, as i64."""
+        if not index.terms:
+            return str(index.const)
+        total = ""
+        for atom, factor in index.terms:
+            term = self._atom(atom)
+            if factor != 1:
+                term = self.once((term, "*", factor), f"mul nsw i64 {term}, {factor}")
+            total = self.once((total, "+", term), f"add nsw i64 {total}, {term}") if total else term
+        return self.once((total, "+", index.const), f"add nsw i64 {total}, {index.const}") if index.const else total
+
+    def _atom(self, atom: Atom) -> str:
+        match atom:
+            case Var():
+                return self.registers[atom]
+            case Div(inner, divisor):
+                shift = _shift(inner, divisor)
+                number = self.uniform(inner + shift * divisor)
+                quotient = self.once((number, "/", divisor), f"udiv i64 {number}, {divisor}")
+                return self.once((quotient, "-", shift), f"sub nsw i64 {quotient}, {shift}") if shift else quotient
+            case Mod(inner, divisor):
+                number = self.uniform(inner + _shift(inner, divisor) * divisor)
+                return self.once((number, "%", divisor), f"urem i64 {number}, {divisor}")
+
+    # Numbers of each lane ------------------------------------------------------------------------------------
+
+    def varying(self, index: Index) -> tuple[str, DType]:
+        """A resolved index in every lane, and its type: i32 where that holds all intermediate numbers."""
+        dtype = DType.I32 if _magnitude(index) <= _MOST_I32 else DType.I64
+        return self._lanewise(index, dtype), dtype
+
+    def _lanewise(self, index: Index, dtype: DType) -> str:
+        kind = llvm_type(dtype, self.lanes)
+        shared = Index(index.const, tuple(term for term in index.terms if not self.varies(Index(0, (term,)))))
+        total = ""
+        for atom, factor in (term for term in index.terms if self.varies(Index(0, (term,)))):
+            term = self._lane_term(atom, factor, dtype)
+            total = self.once((total, "+", term, kind), f"add {kind} {total}, {term}") if total else term
+        if shared == Index():
+            return total or constant(0, dtype, self.lanes)
+        base = self.uniform(shared)
+        if dtype is DType.I32 and not is_constant(base):
+            base = self.once((base, "i32"), f"trunc i64 {base} to i32")
+        base = self.splat(base, dtype)
+        return self.once((total, "+", base, kind), f"add {kind} {total}, {base}") if total else base
+
+    def _lane_term(self, atom: Atom, factor: int, dtype: DType) -> str:
+        """factor * atom, for an atom that varies."""
+        kind = llvm_type(dtype, self.lanes)
+        match atom:
+            case Var():
+                return "<" + ", ".join(f"{llvm_type(dtype)} {factor * lane}" for lane in range(self.lanes)) + ">"
+            case Div(inner, divisor):
+                shift = _shift(inner, divisor)
+                term = self._divided("udiv", inner + shift * divisor, divisor, dtype)
+                if shift:
+                    back = constant(-shift, dtype, self.lanes)
+                    term = self.once((term, "+", back, kind), f"add {kind} {term}, {back}")
+            case Mod(inner, divisor):
+                term = self._divided("urem", inner + _shift(inner, divisor) * divisor, divisor, dtype)
+        if factor == 1:
+            return term
+        return self.once((term, "*", factor, kind), f"mul {kind} {term}, {constant(factor, dtype, self.lanes)}")
+
+    def _divided(self, instruction: str, inner: Index, divisor: int, dtype: DType) -> str:
+        kind, number = llvm_type(dtype, self.lanes), self._lanewise(inner, dtype)
+        by = constant(divisor, dtype, self.lanes)
+        return self.once((instruction, number, by, kind), f"{instruction} {kind} {number}, {by}")
+
+    def splat(self, operand: str, dtype: DType) -> str:
+        """A scalar operand in every lane."""
+        scalar, kind = llvm_type(dtype), llvm_type(dtype, self.lanes)
+        if is_constant(operand):
+            return f"splat ({scalar} {operand})"
+        first = self.once((operand, "insert", kind), f"insertelement {kind} poison, {scalar} {operand}, i64 0")
+        order = f"<{self.lanes} x i32> zeroinitializer"
+        return self.once((first, "splat", kind), f"shufflevector {kind} {first}, {kind} poison, {order}")
+
+    # Conditions ----------------------------------------------------------------------------------------------
+
+    def holds(self, conditions: Iterable[Condition]) -> str | None:
+        """Whether all conditions hold that no lane changes, as i1; None: they do."""
+        total: str | None = None
+        for condition in self._open(conditions):
+            if self.varies(condition.index):
+                continue
+            if condition.known is False:
+                return "false"
+            number, test = self.uniform(condition.index), _test(condition)
+            total = self._both(total, self.once((test, number), f"icmp {test} i64 {number}, 0"), "i1")
+        return total
+
+    def masked(self, mask: Mask, conditions: Iterable[Condition], *, shared: bool) -> Mask:
+        """The lanes of `mask` for which the conditions hold; with `shared` also those that no lane changes."""
+        assert self.vector is not None
+        conditions, kind = tuple(conditions), llvm_type(DType.BOOL, self.lanes)
+        live, bits = mask.live, mask.runtime
+        flag = self.holds(conditions) if shared else None
+        if flag == "false":
+            return Mask((False,) * self.lanes)
+        if flag is not None:
+            bits = self._both(bits, self.splat(flag, DType.BOOL), kind)
+        for condition in self._open(conditions):
+            if not self.varies(condition.index):
+                continue
+            if condition.index.variables() == {self.vector}:
+                live = tuple(on and condition.evaluate({self.vector: lane}) for lane, on in enumerate(live))
+            else:
+                bits = self._both(bits, self._lane_test(condition), kind)
+        if bits and not all(live):
+            bits = self._both(bits, Mask(live).operand, kind)
+        return Mask(live, bits)
+
+    def _lane_test(self, condition: Condition) -> str:
+        number, dtype = self.varying(condition.index)
+        kind, zero, test = llvm_type(dtype, self.lanes), constant(0, dtype, self.lanes), _test(condition)
+        return self.once((test, number, kind), f"icmp {test} {kind} {number}, {zero}")
+
+    def some(self, mask: Mask) -> str | None:
+        """Whether any lane runs, as i1; None: at least one does."""
+        if mask.runtime is None:
+            return "false" if mask.empty else None
+        kind = llvm_type(DType.BOOL, self.lanes)
+        return self.body.call(f"llvm.vector.reduce.or.v{self.lanes}i1", "i1", [(kind, mask.runtime)])
+
+    def _both(self, a: str | None, b: str, kind: str) -> str:
+        return b if a is None else self.once((a, "and", b), f"and {kind} {a}, {b}")
+
+    def _open(self, conditions: Iterable[Condition]) -> Iterator[Condition]:
+        """The conditions, resolved, that are not known to hold."""
+        for condition in conditions:
+            found = condition.substitute(self.known) if self.known else condition
+            if found.known is not True:
+                yield found
+
+
+def _test(condition: Condition) -> str:
+    return "eq" if condition.equal else "sge"
+
+
+def _shift(index: Index, divisor: int) -> int:
+    """How many divisors to add so that the number is not negative and unsigned division rounds down."""
+    return max(0, -(index.bounds[0] // divisor))
+
+
+def _magnitude(index: Index) -> int:
+    """A bound for the size of every intermediate number, also in the lanes past a vector loop's extent."""
+    total = abs(index.const)
+    for atom, factor in index.terms:
+        match atom:
+            case Var(_, extent):
+                size = extent + _MOST_LANES
+            case Div(inner, divisor) | Mod(inner, divisor):
+                size = _magnitude(inner) + divisor
+        total += abs(factor) * size
+    return total
