@@ -27,6 +27,8 @@ from graphc.loops.point import Point, location, parameters
 from graphc.loops.schedule import MapSchedule
 from graphc.passes.forms import Map
 
+ALIAS, ASSOCIATIVE = 512, 8  # elements between addresses that compete for one cache set, and how many fit in it
+
 Results = Sequence[tuple[Buffer, Value]]
 
 
@@ -66,9 +68,10 @@ def fill_space(point: Point, space: tuple[int, ...], results: Results, schedule:
             with point.where(inner.at(start + position, variables)):
                 element()
 
-        vectors(point, length, schedule.lanes, schedule.unroll, vector)
+        vectors(point, length, lanes, schedule.unroll, vector)
 
-    tile = schedule.tile if _crosses(probe.accesses, inner) else inner.extent
+    tile = _tile(probe.accesses, inner, schedule.tile)
+    lanes = schedule.lanes if tile == inner.extent else min(schedule.lanes, 1 << (tile.bit_length() - 1))
 
     def rows(_: Index, first: Index, length: int) -> None:
         with point.loop("j", inner.extent // tile) as part:
@@ -90,9 +93,15 @@ def fill_space(point: Point, space: tuple[int, ...], results: Results, schedule:
         shared(point, inner.extent, length, lambda _, first, length: span(first, length))
 
 
-def _crosses(accesses: Sequence[Index], inner: Group) -> bool:
-    """Whether a load runs along another axis than `inner`, so that its cache lines are used again in the next row."""
-    return any(
-        abs(index.coefficient(inner.variable)) > 1 and any(abs(factor) == 1 for _, factor in index.terms)
+def _tile(accesses: Sequence[Index], inner: Group, most: int) -> int:
+    """How much of a row to do before the next: all, unless a load runs along another axis and its cache lines are used
+    again in the next row. Lines that are a multiple of ALIAS elements apart share few places in the cache."""
+    strides = [
+        abs(index.coefficient(inner.variable))
         for index in accesses
-    )
+        if any(abs(factor) == 1 for _, factor in index.terms)
+    ]
+    crossing = [stride for stride in strides if stride > 1]
+    if not crossing:
+        return inner.extent
+    return min(most, ASSOCIATIVE) if any(stride % ALIAS == 0 for stride in crossing) else most
