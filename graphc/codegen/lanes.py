@@ -41,9 +41,7 @@ class Lanes:
     def arithmetic(self, name: str, other: Lanes | float) -> Lanes:
         """`add`, `sub`, `mul`, `and`, `fdiv` …: the instruction of that name, an `f` before it added for floats."""
         instruction = f"f{name}" if self.dtype.is_float else name
-        return self._value(
-            self.body.emit(f"{instruction} {self.type} {self.operand}, {self.like(other).operand}")
-        )
+        return self._value(self.body.emit(f"{instruction} {self.type} {self.operand}, {self.like(other).operand}"))
 
     def compare(self, ordered: str, integer: str, other: Lanes | float) -> Lanes:
         """fcmp or icmp with one of the two predicates."""
@@ -55,9 +53,7 @@ class Lanes:
     def call(self, intrinsic: str, *args: Lanes | float) -> Lanes:
         """An LLVM intrinsic on this and more operands of this type."""
         operands = [(self.type, self.like(arg).operand) for arg in (self, *args)]
-        return self._value(
-            self.body.call(f"llvm.{intrinsic}.{suffix(self.dtype, self.lanes)}", self.type, operands)
-        )
+        return self._value(self.body.call(f"llvm.{intrinsic}.{suffix(self.dtype, self.lanes)}", self.type, operands))
 
     def cast(self, instruction: str, dtype: DType) -> Lanes:
         """`bitcast`, `fpext`, `trunc` …"""
@@ -172,6 +168,11 @@ def polynomial(x: Lanes, coefficients: tuple[float, ...]) -> Lanes:
     for coefficient in reversed(rest):
         result = result.mad(x, coefficient)
     return result
+
+
+def hexadecimal(numbers: str) -> tuple[float, ...]:
+    """Numbers written exactly, in C's hexadecimal notation without its 0x."""
+    return tuple(map(float.fromhex, numbers.split()))
 
 
 def two_sum(a: Lanes, b: Lanes) -> tuple[Lanes, Lanes]:

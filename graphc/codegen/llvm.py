@@ -90,6 +90,7 @@ class Body:
         self.module = module
         self.block = "entry"  # label of the block being written, for phi instructions
         self._lines: list[str] = []
+        self._phis: dict[str, int] = {}  # line of each
         self._count = 0
 
     def name(self, hint: str = "t") -> str:
@@ -120,6 +121,15 @@ class Body:
         """Calls an intrinsic or libm function (declared on first use); `args` are (type, operand) pairs."""
         self.module.declare(f"declare {result} @{function}({', '.join(type for type, _ in args)})")
         return self.emit(f"call {result} @{function}({', '.join(f'{type} {operand}' for type, operand in args)})")
+
+    def phi(self, type: str, *incoming: tuple[str, str]) -> str:
+        """A phi instruction of (operand, label) pairs; a loop adds the pair of its back edge by `add_incoming`."""
+        name = self.emit(f"phi {type} " + ", ".join(f"[ {value}, %{label} ]" for value, label in incoming))
+        self._phis[name] = len(self._lines) - 1
+        return name
+
+    def add_incoming(self, phi: str, value: str, label: str) -> None:
+        self._lines[self._phis[phi]] += f", [ {value}, %{label} ]"
 
     def __str__(self) -> str:
         return "\n".join(self._lines)
