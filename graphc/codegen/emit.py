@@ -20,9 +20,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from graphc.codegen import scalar
-from graphc.codegen.numbers import Mask, Numbers
 from graphc.codegen.llvm import Body, Module, constant, llvm_type
 from graphc.codegen.memory import Element, Memory, Offset, Run, Spread
+from graphc.codegen.numbers import Mask, Numbers
 from graphc.errors import LoweringError
 from graphc.ir.index import Condition, Index
 from graphc.ir.types import DType

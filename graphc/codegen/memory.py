@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from graphc.codegen.numbers import Mask, Numbers
 from graphc.codegen.llvm import Body, constant, llvm_type, memory_type, suffix
+from graphc.codegen.numbers import Mask, Numbers
 from graphc.ir.index import Index, flatten
 from graphc.ir.types import DType
 from graphc.loops.ir import Buffer, Space
