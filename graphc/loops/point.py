@@ -198,7 +198,7 @@ class Point:
     def _move(self, node: Node, index: tuple[Index, ...], conditions: tuple[Condition, ...]) -> Expr:
         kind = node.op.kind
         assert isinstance(kind, Movement)
-        fill = kind.fill(node)
+        fill = node.output.dtype.numpy.type(kind.fill(node)).item()
         result: Expr = Const(fill, node.output.dtype)
         for piece in reversed(kind.index_map(node, index)):
             self.uses.extend(condition.index for condition in piece.conditions)

@@ -28,7 +28,7 @@ def combine(node: Node) -> str:
 def identity_of(node: Node) -> Const:
     """The result of reducing nothing."""
     dtype = node.output.dtype
-    return Const(_kind(node).identity(dtype), dtype)
+    return Const(dtype.numpy.type(_kind(node).identity(dtype)).item(), dtype)
 
 
 def _kind(node: Node) -> Reduction:
