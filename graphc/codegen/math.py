@@ -31,7 +31,9 @@ class Format:
     expm1_low: float  # below, expm1 is -1
     tanh_high: float  # above, tanh is 1
     erf_high: float  # above, erf is 1
-    exp: tuple[float, ...]  # (exp(r) - 1 - r) / r² on |r| <= ln2 / 2
+    exp: tuple[float, ...]  # (exp(r) - 1 - r) / r² on |r| <= ln2 / 2, best for exp
+    expm1: tuple[float, ...]  # the same, best for expm1
+    tanh: tuple[float, ...]  # (tanh(x) / x - 1) / x² in x², below 0.625
     erf_border: float
     erf_near: tuple[float, ...]  # erf(x) / x - 1 in x², below the border
     erf_origin: float
@@ -67,11 +69,19 @@ _SINGLE = Format(
     expm1_low=-18.0,
     tanh_high=9.1,
     erf_high=4.0,
-    exp=hexadecimal("1.FFFFFEp-2 1.5554A8p-3 1.5556D4p-5 1.122DEp-7 1.6BC44Ep-10"),  # 2^-26.0 of expm1
+    exp=hexadecimal("1.FFFFFCp-2 1.555488p-3 1.555844p-5 1.124084p-7 1.6ADBEAp-10"),  # 2^-28.2
+    expm1=hexadecimal("1.FFFFFEp-2 1.5554A8p-3 1.5556D4p-5 1.122DEp-7 1.6BC44Ep-10"),  # 2^-26.0
+    tanh=hexadecimal("-1.555532p-2 1.1106F6p-3 -1.B835DAp-5 1.51FC7Ap-6 -1.752A16p-8"),  # 2^-27.7
     erf_border=0.9375,
     erf_near=hexadecimal("1.06EBA8p-3 -1.812740p-2 1.CE2D64p-4 -1.B80120p-6 1.544AA8p-8 -1.A6126Ep-11 1.4F8E56p-14"),
     erf_origin=0.0,
     erf_far=hexadecimal("1.D4CE0Ap-13 1.20A7D8p0 1.4655E8p-1 1.A9045Ep-4 -1.6AD8E0p-6 1.8C3E72p-9 -1.969F9Ap-13"),
+)
+
+_EXP_DOUBLE = hexadecimal(  # 2^-61.7
+    "1p-1 1.5555555555559p-3 1.555555555555Ap-5 1.111111110F610p-7 1.6C16C16C14365p-10 "
+    "1.A01A01B02C242p-13 1.A01A01B0FFFCCp-16 1.71DDF78E6CC7Ap-19 1.27E4C5041B61Dp-22 "
+    "1.AF60340C8F4CEp-26 1.1F9656E793F0Ep-29"
 )
 
 _DOUBLE = Format(
@@ -83,10 +93,12 @@ _DOUBLE = Format(
     expm1_low=-40.0,
     tanh_high=20.0,
     erf_high=5.95,
-    exp=hexadecimal(  # 2^-61.7 of expm1
-        "1p-1 1.5555555555559p-3 1.555555555555Ap-5 1.111111110F610p-7 1.6C16C16C14365p-10 "
-        "1.A01A01B02C242p-13 1.A01A01B0FFFCCp-16 1.71DDF78E6CC7Ap-19 1.27E4C5041B61Dp-22 "
-        "1.AF60340C8F4CEp-26 1.1F9656E793F0Ep-29"
+    exp=_EXP_DOUBLE,
+    expm1=_EXP_DOUBLE,
+    tanh=hexadecimal(  # 2^-56.4
+        "-1.55555555554FFp-2 1.111111110ACCEp-3 -1.BA1BA1B5064DBp-5 1.664F477ADAE00p-6 -1.226E162BF3AA2p-7 "
+        "1.D6CF280DAE01Cp-9 -1.7D68A31F418F8p-10 1.3366125BA1B95p-11 -1.DF55749E575D1p-13 1.439114664D71Ep-14 "
+        "-1.0DA70C3154E32p-16"
     ),
     erf_border=1.0,
     erf_near=hexadecimal(  # 2^-56.9
@@ -132,8 +144,8 @@ def _reduce(x: Lanes, f: Format, bias: int) -> tuple[Lanes, Lanes]:
     return n.mad(-f.ln2_low, n.mad(-f.ln2_high, x)), shifted.bits()
 
 
-def _expm1_of_reduced(r: Lanes, f: Format) -> Lanes:
-    return (r * r).mad(polynomial(r, f.exp), r)
+def _expm1_of_reduced(r: Lanes, coefficients: tuple[float, ...]) -> Lanes:
+    return (r * r).mad(polynomial(r, coefficients), r)
 
 
 def _scale_twice(y: Lanes, biased: Lanes, f: Format) -> Lanes:
@@ -147,7 +159,7 @@ def _exp_clamped(x: Lanes, f: Format, extra: Lanes | None = None) -> Lanes:
     r, biased = _reduce(x, f, 2 * f.bias)
     if extra is not None:
         r = r + extra
-    return _scale_twice(_expm1_of_reduced(r, f) + 1.0, biased, f)
+    return _scale_twice(_expm1_of_reduced(r, f.exp) + 1.0, biased, f)
 
 
 def _exp(x: Lanes, f: Format) -> Lanes:
@@ -155,39 +167,49 @@ def _exp(x: Lanes, f: Format) -> Lanes:
     return _exp_clamped(x.at_least(low).at_most(high), f)
 
 
-def _expm1_negative(x: Lanes, f: Format) -> Lanes:
-    """expm1 for x from -2 mantissa to 0: 2^n (expm1(r) + 1) - 1."""
+def _exp_negative(x: Lanes, f: Format) -> tuple[Lanes, Lanes]:
+    """(2^n, exp(r) - 1) for x from 2 - bias to 0, where 2^n is normal."""
     r, biased = _reduce(x, f, f.bias)
-    scale = (biased << f.mantissa).bits()
-    return _expm1_of_reduced(r, f).mad(scale, scale - 1.0)
+    return (biased << f.mantissa).bits(), _expm1_of_reduced(r, f.expm1)
 
 
 def _expm1(x: Lanes, f: Format) -> Lanes:
     """Works on 2^(n - 1), which is finite wherever the result is."""
     r, biased = _reduce(x.at_least(f.expm1_low).at_most(f.exp_range[1]), f, f.bias - 1)
     scale = (biased << f.mantissa).bits()
-    half = _expm1_of_reduced(r, f).mad(scale, scale - 0.5)
+    half = _expm1_of_reduced(r, f.expm1).mad(scale, scale - 0.5)
     return (abs(x) < f.negligible).select(x, half + half)
 
 
 def _tanh(x: Lanes, f: Format) -> Lanes:
-    """-e / (2 + e) with e = expm1(-2|x|)."""
-    e = _expm1_negative((abs(x) * -2.0).at_least(-2.0 * f.tanh_high), f)
-    return (-e / (e + 2.0)).with_sign(x)
+    """x + x³ P(x²) near 0; further out 1 - 2 e / (1 + e) with e = exp(-2|x|), a fraction below 1/2."""
+    size = abs(x).at_most(f.tanh_high)
+    square = size * size
+    near = (square * size).mad(polynomial(square, f.tanh), size)
+    scale, q = _exp_negative(size * -2.0, f)
+    e = q.mad(scale, scale)
+    far = 1.0 - (e + e) / (e + 1.0)
+    return (size < 0.625).select(near, far).with_sign(x)
 
 
 def _sigmoid(x: Lanes, f: Format) -> Lanes:
-    """With e = exp(-|x|), which cannot overflow: 1 / (1 + e) on the right, e / (1 + e) on the left."""
+    """With e = exp(-|x|) and t = e / (1 + e): 1 - t on the right, e / (1 + e) = e - e t on the left.
+
+    The sum 1 + e may lose half a unit of a small e; in t alone that would be one unit of the result.
+    """
     e = _exp_clamped((-abs(x)).at_least(f.exp_range[0]), f)
-    return (x > 0.0).select(x.like(1.0), e) / (e + 1.0)
+    t = e / (e + 1.0)
+    side = (x > 0.0).select(x.like(1.0), e)
+    return (-t).mad(side, side)
 
 
 def _erf(x: Lanes, f: Format) -> Lanes:
     """x + x P(x²) near 0; 1 - exp(-Q(|x|)) further out, where only the absolute error of the exponential matters."""
     size = abs(x).at_most(f.erf_high)
-    far = _expm1_negative(-polynomial(size - f.erf_origin, f.erf_far), f)
+    scale, q = _exp_negative(-polynomial(size - f.erf_origin, f.erf_far), f)
+    far = 1.0 - q.mad(scale, scale)
     near = size.mad(polynomial(size * size, f.erf_near), size)
-    return (size < f.erf_border).select(near, -far).with_sign(x)
+    return (size < f.erf_border).select(near, far).with_sign(x)
 
 
 # Logarithms: x = 2^e (1 + f) ----------------------------------------------------------------------------------
