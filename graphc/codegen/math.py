@@ -11,7 +11,7 @@ relative to the function.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, nan
 
 from graphc.codegen import trigonometry
@@ -38,6 +38,8 @@ class Format:
     erf_near: tuple[float, ...]  # erf(x) / x - 1 in x², below the border
     erf_origin: float
     erf_far: tuple[float, ...]  # -log(1 - erf(x)) in x - origin, above the border
+    log: tuple[float, ...]  # for 1 + y from sqrt(1/2) to sqrt(2), either (log(1 + y) - y + y²/2) / y³ in y
+    log_quotient: bool  # or (log((1 + s) / (1 - s)) / s - 2) / s² in s², s = y / (2 + y)
 
     @property
     def shifter(self) -> float:
@@ -75,6 +77,10 @@ _SINGLE = Format(
     erf_border=0.9375,
     erf_near=hexadecimal("1.06EBA8p-3 -1.812740p-2 1.CE2D64p-4 -1.B80120p-6 1.544AA8p-8 -1.A6126Ep-11 1.4F8E56p-14"),
     erf_origin=0.0,
+    log=hexadecimal(  # 2^-27.3
+        "1.55554Ap-2 -1.00022p-2 1.99A5B6p-3 -1.54788Ep-3 1.226B64p-3 -1.0CDD92p-3 1.07E4EAp-3 -1.4230A6p-4"
+    ),
+    log_quotient=False,
     erf_far=hexadecimal("1.D4CE0Ap-13 1.20A7D8p0 1.4655E8p-1 1.A9045Ep-4 -1.6AD8E0p-6 1.8C3E72p-9 -1.969F9Ap-13"),
 )
 
@@ -107,6 +113,11 @@ _DOUBLE = Format(
         "1.B97FD3FEBEA16p-20 -1.5C0727E2941F1p-23 1.D71B15F8149E6p-27 -1.ABAE5E5CDEE03p-31"
     ),
     erf_origin=1.0,
+    log=hexadecimal(  # 2^-58.5
+        "1.5555555555593p-1 1.999999997FB32p-2 1.24924942179E6p-2 1.C71C51E7F79D4p-3 "
+        "1.7466462CCC059p-3 1.39A0F4F588DAEp-3 1.2F0D8F54BC361p-3"
+    ),
+    log_quotient=True,
     erf_far=hexadecimal(  # 2^-59.5 of erf
         "1.D97FBF27AA2A1p0 1.51C9B0006C236p1 1.AFABC11A295F4p-1 1.5477F09C0369Cp-5 "
         "-1.48C9D3EB1DFB0p-7 1.033F65B005AE0p-9 -1.F1B38979D497Fp-13 -1.B8DE9D972C040p-16 "
@@ -116,32 +127,40 @@ _DOUBLE = Format(
     ),
 )
 
+# f64 as f32's pow needs it
+_SHORT = replace(
+    _DOUBLE,
+    exp=hexadecimal(  # 2^-34.1
+        "1.0000003B20B5Dp-1 1.5555543E6C027p-3 1.55548B7D16CDAp-5 1.111274D31D491p-7 1.6D8F2B6AD3B3Fp-10 "
+        "1.9F06F1B8F7535p-13"
+    ),
+    log=hexadecimal(  # 2^-35.6
+        "1.555555C45435Ap-2 -1.FFFFFD2C3F186p-3 1.999917179E3AAp-3 -1.5555F30ED5496p-3 1.24AAE666B02CAp-3 "
+        "-1.000200EFA97CDp-3 1.C318F0027D543p-4 -1.95742C185499Fp-4 1.9897069528509p-4 -1.989F8ADD3640Ap-4 "
+        "1.C54EC9B9D5B7Ap-5"
+    ),
+    log_quotient=False,
+)
+
+_POW_DOUBLE = hexadecimal(  # (log((1 + s) / (1 - s)) / s - 2 - 2 s² / 3) / s⁴ in s², 2^-72.5
+    "1.9999999999996p-2 1.2492492493049p-2 1.C71C71C57DFF9p-3 1.745D18337A9EFp-3 "
+    "1.3B1362672438Fp-3 1.1120C17EF96D9p-3 1.DE318EA4C5D57p-4 1.EB20D2F2FCA99p-4"
+)
+
 _FORMATS = {DType.F32: _SINGLE, DType.F64: _DOUBLE}
 _LOG2_E = 1.4426950408889634
-
-_LOG_SINGLE = hexadecimal(  # (log(1 + f) - f + f²/2) / f³ for 1 + f from sqrt(1/2) to sqrt(2), 2^-27.3
-    "1.55554Ap-2 -1.00022p-2 1.99A5B6p-3 -1.54788Ep-3 1.226B64p-3 -1.0CDD92p-3 1.07E4EAp-3 -1.4230A6p-4"
-)
-_LOG_DOUBLE = hexadecimal(  # (log((1 + s) / (1 - s)) / s - 2) / s² in s², |s| <= (sqrt(2) - 1) / (sqrt(2) + 1), 2^-58.5
-    "1.5555555555593p-1 1.999999997FB32p-2 1.24924942179E6p-2 1.C71C51E7F79D4p-3 "
-    "1.7466462CCC059p-3 1.39A0F4F588DAEp-3 1.2F0D8F54BC361p-3"
-)
-_POW_DOUBLE = (
-    hexadecimal(  # the same function as for _LOG_DOUBLE, without its first term 2/3 and divided by s², 2^-72.5
-        "1.9999999999996p-2 1.2492492493049p-2 1.C71C71C57DFF9p-3 1.745D18337A9EFp-3 "
-        "1.3B1362672438Fp-3 1.1120C17EF96D9p-3 1.DE318EA4C5D57p-4 1.EB20D2F2FCA99p-4"
-    )
-)
 
 
 # The exponential family: x = n ln2 + r ------------------------------------------------------------------------
 
 
-def _reduce(x: Lanes, f: Format, bias: int) -> tuple[Lanes, Lanes]:
-    """(r, an integer whose low bits are n + bias), by Cody and Waite's two-part ln2."""
+def _reduce(x: Lanes, f: Format, bias: int) -> tuple[Lanes, Lanes, Lanes]:
+    """(r, what r lacks by rounding, an integer whose low bits are n + bias), by Cody and Waite's two-part ln2."""
     shifted = x.mad(_LOG2_E, f.shifter + bias)
     n = shifted - (f.shifter + bias)
-    return n.mad(-f.ln2_low, n.mad(-f.ln2_high, x)), shifted.bits()
+    high = n.mad(-f.ln2_high, x)
+    r = n.mad(-f.ln2_low, high)
+    return r, n.mad(-f.ln2_low, high - r), shifted.bits()
 
 
 def _expm1_of_reduced(r: Lanes, coefficients: tuple[float, ...]) -> Lanes:
@@ -156,7 +175,7 @@ def _scale_twice(y: Lanes, biased: Lanes, f: Format) -> Lanes:
 
 def _exp_clamped(x: Lanes, f: Format, extra: Lanes | None = None) -> Lanes:
     """exp(x + extra) for x in `exp_range`, extra tiny."""
-    r, biased = _reduce(x, f, 2 * f.bias)
+    r, _, biased = _reduce(x, f, 2 * f.bias)
     if extra is not None:
         r = r + extra
     return _scale_twice(_expm1_of_reduced(r, f.exp) + 1.0, biased, f)
@@ -169,15 +188,16 @@ def _exp(x: Lanes, f: Format) -> Lanes:
 
 def _exp_negative(x: Lanes, f: Format) -> tuple[Lanes, Lanes]:
     """(2^n, exp(r) - 1) for x from 2 - bias to 0, where 2^n is normal."""
-    r, biased = _reduce(x, f, f.bias)
+    r, _, biased = _reduce(x, f, f.bias)
     return (biased << f.mantissa).bits(), _expm1_of_reduced(r, f.expm1)
 
 
 def _expm1(x: Lanes, f: Format) -> Lanes:
-    """Works on 2^(n - 1), which is finite wherever the result is."""
-    r, biased = _reduce(x.at_least(f.expm1_low).at_most(f.exp_range[1]), f, f.bias - 1)
+    """Works on 2^(n - 1), which is finite wherever the result is. Next to n = 0, r's rounding error would show."""
+    r, lacking, biased = _reduce(x.at_least(f.expm1_low).at_most(f.exp_range[1]), f, f.bias - 1)
     scale = (biased << f.mantissa).bits()
-    half = _expm1_of_reduced(r, f.expm1).mad(scale, scale - 0.5)
+    q = (r * r).mad(polynomial(r, f.expm1), lacking) + r
+    half = q.mad(scale, scale - 0.5)
     return (abs(x) < f.negligible).select(x, half + half)
 
 
@@ -226,16 +246,14 @@ def _split(x: Lanes, f: Format) -> tuple[Lanes, Lanes, Lanes]:
 
 
 def _log_of_parts(e: Lanes, y: Lanes, f: Format) -> Lanes:
-    """e ln2 + log(1 + y)."""
-    low = e * f.ln2_low
-    square = y * y
-    if f is _SINGLE:
-        rest = (square * y).mad(polynomial(y, _LOG_SINGLE), low)
+    """e ln2 + log(1 + y) = e ln2 + y - y²/2 + …, the small terms first."""
+    low, square = e * f.ln2_low, y * y
+    if not f.log_quotient:
+        rest = (square * y).mad(polynomial(y, f.log), low)
         return e.mad(f.ln2_high, y + square.mad(-0.5, rest))
-    # log(1 + y) = y - y²/2 + s (y²/2 + R(s²)), s = y / (2 + y): the division halves the polynomial's degree
-    s = y / (y + 2.0)
-    z, half = s * s, square * 0.5
-    rest = s.mad(z.mad(polynomial(z, _LOG_DOUBLE), half), low)
+    s, half = y / (y + 2.0), square * 0.5  # a division halves the polynomial's degree
+    z = s * s
+    rest = s.mad(z.mad(polynomial(z, f.log), half), low)  # log(1 + y) = y - (y²/2 - s (y²/2 + R(s²)))
     return e.mad(f.ln2_high, y - (half - rest))
 
 
@@ -274,12 +292,13 @@ def _log1p(x: Lanes, f: Format) -> Lanes:
 
 def _pow_single(x: Lanes, y: Lanes) -> Lanes:
     """Through f64, where a rounding error of the exponent is far below f32's precision."""
-    x, y = x.cast("fpext", DType.F64), y.cast("fpext", DType.F64)
-    e, _, m = _split(abs(x), _DOUBLE)
-    power = _log_of_parts(e, m - 1.0, _DOUBLE) * y
-    low, high = _DOUBLE.exp_range
-    result = _exp_clamped(power.at_least(low).at_most(high), _DOUBLE)
-    return _pow_special(result, x, y, _DOUBLE).cast("fptrunc", DType.F32)
+    f, wide_x, wide_y = _SHORT, abs(x).cast("fpext", DType.F64), y.cast("fpext", DType.F64)
+    e, _, m = _split(wide_x, f)
+    power = _log_of_parts(e, m - 1.0, f) * wide_y
+    r, _, biased = _reduce(power.at_least(-110.0).at_most(90.0), f, f.bias)
+    scale = (biased << f.mantissa).bits()
+    result = _expm1_of_reduced(r, f.exp).mad(scale, scale).cast("fptrunc", DType.F32)
+    return _pow_special(result, x, y, _SINGLE)
 
 
 def _pow_double(x: Lanes, y: Lanes) -> Lanes:
@@ -288,8 +307,10 @@ def _pow_double(x: Lanes, y: Lanes) -> Lanes:
     normal, k = _normal(abs(x), f)
     e, _, m = _split(normal, f)
     high, low = _log_in_two(e - k, m)
-    power, error = two_product(y, high)
-    error = y.mad(low, error)
+    # an exponent of 2^70 and more gives 0, 1 or infinity; the product must not overflow
+    y_bounded = y.at_least(-(2.0**70)).at_most(2.0**70)
+    power, error = two_product(y_bounded, high)
+    error = y_bounded.mad(low, error)
     least, most = f.exp_range
     inside = (power > least) & (power < most)
     result = _exp_clamped(power.at_least(least).at_most(most), f, inside.select(error, error.like(0.0)))
