@@ -11,6 +11,7 @@ The meaning is NumPy's, to the bit where NumPy's own arithmetic is exact:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import nan
 
 from graphc.codegen import math
 from graphc.codegen.lanes import Lanes
@@ -41,17 +42,18 @@ def _intrinsic(name: str) -> Callable[..., Lanes]:
 def _maximum(a: Lanes, b: Lanes) -> Lanes:
     """`a > b ? a : b` is one instruction (vmaxps), which gives b when either is NaN; what is left is a NaN in a.
 
-    With a constant as `a` that part folds away, so that relu is a single instruction.
+    With a constant as `a` that part folds away, so that relu is a single instruction. Writing the NaN as a constant
+    keeps LLVM from merging the two selections of `a`, which costs more.
     """
     if b.is_constant:
         a, b = b, a
-    return a.is_nan().select(a, (a > b).select(a, b))
+    return a.is_nan().select(a.like(nan), (a > b).select(a, b))
 
 
 def _minimum(a: Lanes, b: Lanes) -> Lanes:
     if b.is_constant:
         a, b = b, a
-    return a.is_nan().select(a, (a < b).select(a, b))
+    return a.is_nan().select(a.like(nan), (a < b).select(a, b))
 
 
 def _sign(a: Lanes) -> Lanes:
