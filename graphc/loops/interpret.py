@@ -9,6 +9,7 @@ A value is a NumPy scalar, or an array with one element per lane of the vector l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -77,7 +78,8 @@ def fma(a: Any, b: Any, c: Any) -> Any:
     """a*b+c rounded once, for scalars or arrays of float32 or float64."""
     a, b, c = np.broadcast_arrays(a, b, c)
     if a.dtype == np.float32:
-        return _fma32(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64))[()]
+        with np.errstate(all="ignore"):
+            return _fma32(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64))[()]
     return np.array([_fma64(*map(float, t)) for t in zip(a.flat, b.flat, c.flat, strict=True)]).reshape(
         a.shape
     )[()]
@@ -97,11 +99,13 @@ def _fma32(a: Array, b: Array, c: Array) -> Array:
 
 
 def _fma64(a: float, b: float, c: float) -> float:
-    if not all(map(np.isfinite, (a, b, c))):
-        return float(np.float64(a) * b + c)
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return a * b + c
+    if not math.isfinite(c):
+        return c  # also where a * b would overflow
     exact = Fraction(a) * Fraction(b) + Fraction(c)
     if exact == 0:
-        return float(np.float64(a) * b + c)
+        return a * b + c
     try:
         return float(exact)
     except OverflowError:
@@ -307,9 +311,9 @@ class _Machine:
             wanted = bool(holds) and (self.active is None or bool(self.active.any()))
             return self.read(buffer, np.asarray([offset]))[0] if wanted else other
         assert self.active is not None
-        wanted = np.broadcast_to(holds, self.lanes) & self.active
+        lanes = np.broadcast_to(holds, self.lanes) & self.active
         result = np.full(self.lanes, other)
-        result[wanted] = self.read(buffer, np.broadcast_to(offset, self.lanes)[wanted])
+        result[lanes] = self.read(buffer, np.broadcast_to(offset, self.lanes)[lanes])
         return result
 
     def all(self, conditions: tuple[Condition, ...]) -> Any:

@@ -323,8 +323,8 @@ def _lowest(index: Index, facts: Sequence[Index]) -> int:
 
     `10*(a-2)+b` with a-2 >= 0: subtracting ten times the fact leaves b, whose bound is 0.
     """
-    best, improved = _box(index, facts), True
-    while improved:
+    best, improved, most = _box(index, facts), True, index.bounds[1]
+    while improved and best <= most:  # above: the facts contradict each other, nothing is left to bound
         improved = False
         for fact in facts:
             for factor in _factors(index, fact):
@@ -342,11 +342,12 @@ def _factors(index: Index, fact: Index) -> set[int]:
 
 def _box(index: Index, facts: Sequence[Index]) -> int:
     total = index.const
+    plain = [fact for fact in facts if all(isinstance(atom, Var) for atom, _ in fact.terms)]
     for atom, factor in index.terms:
         low, high = Index(0, ((atom, 1),)).bounds
-        if isinstance(atom, Div) and facts:
-            low = max(low, _lowest(atom.index, facts) // atom.divisor)
-            high = min(high, -_lowest(atom.index * -1, facts) // atom.divisor)
+        if isinstance(atom, Div) and plain:
+            low = max(low, _lowest(atom.index, plain) // atom.divisor)
+            high = min(high, -_lowest(atom.index * -1, plain) // atom.divisor)
         total += min(factor * low, factor * high)
     return total
 
