@@ -204,7 +204,7 @@ class _Emitter:
 
     def unrolled(self, loop: Loop) -> None:
         for number in range(loop.var.extent):
-            self.numbers.known[loop.var] = Index(number)
+            self.numbers.known[loop.var] = number
             self.block(loop.body)
         self.numbers.known.pop(loop.var, None)
 

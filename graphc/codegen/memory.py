@@ -62,6 +62,7 @@ class Memory:
     def __init__(self, body: Body, numbers: Numbers) -> None:
         self.body, self.numbers = body, numbers
         self.base: dict[Buffer, str] = {}
+        self._flat: dict[tuple[tuple[Index, ...], tuple[int, ...]], Index] = {}  # unrolled bodies ask again and again
         self.slots: list[str] = []  # lines for the entry block
 
     def local(self, buffer: Buffer, lanes: int) -> None:
@@ -89,7 +90,7 @@ class Memory:
     ) -> Place:
         """Where an element is; `safe`: surely inside the buffer, in every lane."""
         numbers = self.numbers
-        flat = numbers.resolve(flatten(index, buffer.shape))
+        flat = numbers.resolve(self._flatten(index, buffer.shape))
         kind, base = memory_type(buffer.dtype), self.base[buffer]
         inbounds = " inbounds" if safe else ""
         vector = numbers.vector
@@ -126,6 +127,12 @@ class Memory:
                 narrow = llvm_type(dtype, numbers.lanes)
                 static = numbers.once((static, "i64"), f"sext {narrow} {static} to {wide}")
         return numbers.once((static, "+", more, wide), f"add {wide} {static}, {more}"), DType.I64
+
+    def _flatten(self, index: tuple[Index, ...], shape: tuple[int, ...]) -> Index:
+        key = index, shape
+        if key not in self._flat:
+            self._flat[key] = flatten(index, shape)
+        return self._flat[key]
 
     # Reading -------------------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ class Numbers:
 
     def __init__(self, body: Body) -> None:
         self.body = body
-        self.known: dict[Var, Index] = {}
+        self.known: dict[Var, int] = {}
         self.registers: dict[Var, str] = {}
         self.vector: Var | None = None
         self.lanes = 1
@@ -68,7 +68,15 @@ class Numbers:
 
     def resolve(self, index: Index) -> Index:
         """With unrolled variables replaced by their numbers."""
-        return index.substitute(self.known) if self.known and index.terms else index
+        const, kept = index.const, []
+        for atom, factor in index.terms:
+            if not isinstance(atom, Var):
+                return index.substitute({var: Index(number) for var, number in self.known.items()})
+            if atom in self.known:
+                const += factor * self.known[atom]
+            else:
+                kept.append((atom, factor))
+        return Index(const, tuple(kept)) if len(kept) < len(index.terms) else index
 
     def varies(self, index: Index) -> bool:
         """Whether a resolved index differs from lane to lane."""
@@ -226,7 +234,7 @@ class Numbers:
     def _open(self, conditions: Iterable[Condition]) -> Iterator[Condition]:
         """The conditions, resolved, that are not known to hold."""
         for condition in conditions:
-            found = condition.substitute(self.known) if self.known else condition
+            found = Condition(self.resolve(condition.index), condition.equal)
             if found.known is not True:
                 yield found
 
