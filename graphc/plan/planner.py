@@ -1,0 +1,206 @@
+"""Planning: order the calls, find what is live when, share the arena."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from graphc.ir.graph import Graph, Node, Value
+from graphc.plan.arena import Interval, max_live, place
+from graphc.plan.model import Plan
+from graphc.plan.order import orders
+from graphc.plan.steps import Address, Base, Call, Copy, Scratch, Slot, Step, aligned
+from graphc.plan.storage import Storages, checks, storages, viewed
+
+_EMPTY: Mapping[Node, int] = {}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Move:
+    """A copy before places are known: of a storage to an address, or to a storage of its own in the arena."""
+
+    source: Value
+    target: Address | Value
+
+
+_Item = Node | _Move
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Draft:
+    """Items in order, and for what lies in the arena which interval it is in.
+
+    Storages that are written over each other share one interval. `over` gives the storage below.
+    """
+
+    items: tuple[_Item, ...]
+    live: Mapping[Value, tuple[int, int]]
+    intervals: tuple[Interval, ...]
+    interval_of: Mapping[Value | Node, int]
+    over: Mapping[Value, Value]
+
+
+def make(graph: Graph, scratch: Mapping[Node, int] = _EMPTY) -> Plan:
+    """The plan of a graph without named dimensions. `scratch`: bytes that a call needs besides its operands and results.
+
+    Raises ShapeError where a dimension is not a number.
+    """
+    found = storages(graph)
+    drafts = [_draft(found, order, scratch) for order in orders(found)]
+    draft = min(drafts, key=lambda draft: max_live(draft.intervals))
+    return _finish(found, draft, scratch)
+
+
+# Copies --------------------------------------------------------------------------------------------------------
+
+
+def _moves_of_given(found: Storages) -> Iterator[_Move]:
+    """Outputs that are inputs, state or constants. They are copied before any state is written."""
+    for index, value in enumerate(found.graph.outputs):
+        root = found.root[value]
+        if found.home[root].base is not Base.OUTPUT:
+            yield _Move(root, Address(Base.OUTPUT, index))
+
+
+def _moves_of_duplicates(found: Storages) -> Iterator[_Move]:
+    """Outputs that are computed, but lie in an earlier output."""
+    for index, value in enumerate(found.graph.outputs):
+        home = found.home[found.root[value]]
+        if home.base is Base.OUTPUT and home.index != index:
+            yield _Move(found.root[value], Address(Base.OUTPUT, index))
+
+
+def _moves_to_state(found: Storages) -> Iterator[_Move]:
+    """Next states that do not lie in the state: each state is read before it is written, cycles go through the arena."""
+    sources = {state: found.root[value] for state, value in found.graph.next}
+    sources = {state: root for state, root in sources.items() if found.home.get(root) != found.home[state]}
+    reads = Counter(sources.values())
+    free = [state for state in sources if not reads[state]]
+    while sources:
+        if free:
+            state = free.pop(0)
+            root = sources.pop(state)
+            yield _Move(root, found.home[state])
+            reads[root] -= 1
+            if root in sources and not reads[root]:
+                free.append(root)
+            continue
+        state = next(iter(sources))
+        saved = Value(state.type, name=f"{state.name}.old")
+        yield _Move(state, saved)
+        sources = {target: saved if root is state else root for target, root in sources.items()}
+        reads[saved] = reads.pop(state)
+        free.append(state)
+
+
+# What is live when ---------------------------------------------------------------------------------------------
+
+
+def _draft(found: Storages, order: Sequence[Node], scratch: Mapping[Node, int]) -> _Draft:
+    early = [node for node in order if node in found.early]
+    late = [node for node in order if node not in found.early]
+    given, last = _moves_of_given(found), (*_moves_of_duplicates(found), *_moves_to_state(found))
+    items: tuple[_Item, ...] = (*early, *given, *late, *last)
+    live = _live(found, items)
+    intervals: list[Interval] = []
+    interval_of: dict[Value | Node, int] = {}
+    over: dict[Value, Value] = {}
+    for time, item in enumerate(items):
+        made = found.makes(item) if isinstance(item, Node) else (item.target,)
+        below = _written_over(found, item, time, live) if isinstance(item, Node) else {}
+        for value in made:
+            if not isinstance(value, Value) or value in found.home:
+                continue
+            if value in below:
+                over[value] = below[value]
+                number = interval_of[value] = interval_of[below[value]]
+                intervals[number] = Interval(intervals[number].bytes, intervals[number].first, live[value][1])
+                continue
+            interval_of[value] = len(intervals)
+            intervals.append(Interval(aligned(value.type.nbytes), *live[value]))
+        if isinstance(item, Node) and scratch.get(item, 0):
+            interval_of[item] = len(intervals)
+            intervals.append(Interval(aligned(scratch[item]), time, time))
+    return _Draft(items, live, tuple(intervals), interval_of, over)
+
+
+def _live(found: Storages, items: Sequence[_Item]) -> dict[Value, tuple[int, int]]:
+    """For each storage its first and last step: from the one that makes it to the last that reads it."""
+    end = max(0, len(items) - 1)
+    kept = {found.root[value] for value in found.graph.results}
+    live = {value: (0, end if value in kept or value.node is None else 0) for value in found.home}
+    for time, item in enumerate(items):
+        reads = found.reads(item) if isinstance(item, Node) else (item.source,)
+        makes = found.makes(item) if isinstance(item, Node) else (item.target,)
+        for value in reads:
+            live[value] = live[value][0], max(live[value][1], time)
+        for value in makes:
+            if isinstance(value, Value):
+                live[value] = time, end if value in kept and value in found.home else time
+    return live
+
+
+def _written_over(
+    found: Storages, node: Node, time: int, live: Mapping[Value, tuple[int, int]]
+) -> dict[Value, Value]:
+    """Results of a call in the arena and the operands there that may be lost under them."""
+    dying = [value for value in found.reads(node) if value not in found.home and live[value][1] == time]
+    below: dict[Value, Value] = {}
+    for value in found.makes(node):
+        if value in found.home or not value.type.nbytes:
+            continue
+        for operand in dying:
+            if operand.type.nbytes == value.type.nbytes and found.overwrites(node, operand, value.index):
+                below[value] = operand
+                dying.remove(operand)
+                break
+    return below
+
+
+# The plan ------------------------------------------------------------------------------------------------------
+
+
+def _finish(found: Storages, draft: _Draft, scratch: Mapping[Node, int]) -> Plan:
+    offsets, arena_bytes = place(draft.intervals)
+
+    def in_arena(key: Value | Node) -> Address:
+        return Address(Base.ARENA, 0, offsets[draft.interval_of[key]])
+
+    def address(root: Value) -> Address:
+        return found.home[root] if root in found.home else in_arena(root)
+
+    def step(item: _Item) -> Step:
+        if isinstance(item, _Move):
+            target = in_arena(item.target) if isinstance(item.target, Value) else item.target
+            return Copy(item.source, address(item.source), target, item.source.type.nbytes)
+        return Call(
+            item,
+            tuple(address(found.root[value]) for value in item.inputs),
+            tuple(address(value) for value in found.makes(item)),
+            Scratch(in_arena(item), scratch[item]) if scratch.get(item, 0) else None,
+            checks(item),
+        )
+
+    def slot(value: Value) -> Slot:
+        root, node = found.root[value], value.node
+        operand = None if node is None else viewed(node)
+        view = None if node is None or operand is None else node.inputs[operand]
+        return Slot(address(root), value.type.nbytes, *draft.live[root], view, over=_over(found, draft, value))
+
+    return Plan(
+        found.graph,
+        tuple(step(item) for item in draft.items),
+        {value: slot(value) for value in found.root},
+        found.constants,
+        arena_bytes,
+        max_live(draft.intervals),
+    )
+
+
+def _over(found: Storages, draft: _Draft, value: Value) -> Value | None:
+    """The storage that a result is written over: a dead operand, or the state that it replaces."""
+    home = found.home.get(value)
+    if home is not None and home.base is Base.STATE and value.node is not None:
+        return found.graph.state[home.index]
+    return draft.over.get(value)

@@ -1,0 +1,84 @@
+"""What a plan consists of: addresses, slots, calls, copies."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from graphc.ir.graph import Node, Value
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up to a multiple of ALIGNMENT."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class Base(enum.Enum):
+    """A kind of memory. The step's table lists them in this order, one address for each array, one for the arena."""
+
+    INPUT = "input"
+    STATE = "state"
+    OUTPUT = "output"
+    CONSTANT = "constant"
+    ARENA = "arena"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """`offset` bytes behind the start of input, state, output or constant number `index`, or of the arena."""
+
+    base: Base
+    index: int = 0
+    offset: int = 0
+
+    def __str__(self) -> str:
+        return f"arena+{self.offset}" if self.base is Base.ARENA else f"{self.base.value} {self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a value lies, and during which steps (both inclusive) its bytes must stay.
+
+    `view` is the operand whose bytes these are, `over` the dead operand that the value is written over.
+    """
+
+    address: Address
+    bytes: int
+    first: int
+    last: int
+    view: Value | None = None
+    over: Value | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Memory of one call."""
+
+    address: Address
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A node to run. `results` leaves out outputs that are views: a check has operands alone."""
+
+    node: Node
+    operands: tuple[Address, ...]
+    results: tuple[Address, ...]
+    scratch: Scratch | None = None
+    is_check: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """`bytes` bytes of `value` to another place."""
+
+    value: Value
+    source: Address
+    target: Address
+    bytes: int
+
+
+Step = Call | Copy
