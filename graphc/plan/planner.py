@@ -126,10 +126,11 @@ def _draft(found: Storages, order: Sequence[Node], scratch: Mapping[Node, int]) 
 
 
 def _live(found: Storages, items: Sequence[_Item]) -> dict[Value, tuple[int, int]]:
-    """For each storage its first and last step: from the one that makes it to the last that reads it."""
+    """For each storage its first and last step: from the one that makes it to the last that needs it."""
     end = max(0, len(items) - 1)
     kept = {found.root[value] for value in found.graph.results}
-    live = {value: (0, end if value in kept or value.node is None else 0) for value in found.home}
+    replaced = {state for state, value in found.graph.next if found.root[value] is not state}
+    live = {value: (0, 0 if value in replaced else end) for value in found.home}
     for time, item in enumerate(items):
         reads = found.reads(item) if isinstance(item, Node) else (item.source,)
         makes = found.makes(item) if isinstance(item, Node) else (item.target,)
@@ -141,9 +142,7 @@ def _live(found: Storages, items: Sequence[_Item]) -> dict[Value, tuple[int, int
     return live
 
 
-def _written_over(
-    found: Storages, node: Node, time: int, live: Mapping[Value, tuple[int, int]]
-) -> dict[Value, Value]:
+def _written_over(found: Storages, node: Node, time: int, live: Mapping[Value, tuple[int, int]]) -> dict[Value, Value]:
     """Results of a call in the arena and the operands there that may be lost under them."""
     dying = [value for value in found.reads(node) if value not in found.home and live[value][1] == time]
     below: dict[Value, Value] = {}
