@@ -1,6 +1,7 @@
 """The memory plan of a step: in which order its calls run, and where every value lies.
 
-`make(graph, scratch)` plans a fused graph without named dimensions, `verify(graph, plan)` simulates the result. Values lie
+`make(graph, scratch)` plans a fused graph without named dimensions, `verify(graph, plan)` simulates the plan. Values
+lie
 
     input     in the caller's arrays, which are never written
     state     in the parameters: old values, and next values that may be written in place

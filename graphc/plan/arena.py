@@ -1,8 +1,8 @@
 """Offsets in one block for intervals of time, so that what is live at once does not overlap.
 
 This is dynamic storage allocation, which is NP-hard; largest first into the lowest gap comes close to the bound
-(Pisarchyk and Lee, "Efficient memory management for deep neural net inference", 2020), and where it does not, placing what
-sticks out first helps.
+(Pisarchyk and Lee, "Efficient memory management for deep neural net inference", 2020), and where it does not, placing
+what sticks out first helps.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 EFFORT = 2_000_000  # pairs of intervals to compare in all tries together
 TRIES = 48
@@ -32,22 +33,17 @@ _KEYS: tuple[Callable[[Interval], tuple[int, ...]], ...] = (
 )
 
 
-def max_live(intervals: Sequence[Interval]) -> int:
-    """Most bytes that are needed at once: no placement is smaller."""
-    changes: dict[int, int] = {}
+def live_bytes(intervals: Sequence[Interval], steps: int) -> tuple[int, ...]:
+    """Bytes that are needed at each step. No placement is smaller than the largest."""
+    changes = [0] * (steps + 1)
     for interval in intervals:
-        changes[interval.first] = changes.get(interval.first, 0) + interval.bytes
-        changes[interval.last + 1] = changes.get(interval.last + 1, 0) - interval.bytes
-    live = most = 0
-    for time in sorted(changes):
-        live += changes[time]
-        most = max(most, live)
-    return most
+        changes[interval.first] += interval.bytes
+        changes[interval.last + 1] -= interval.bytes
+    return tuple(accumulate(changes))[:steps]
 
 
-def place(intervals: Sequence[Interval]) -> tuple[tuple[int, ...], int]:
-    """(an offset for each interval, bytes needed). The best of a few orders, stopping at the lower bound."""
-    bound = max_live(intervals)
+def place(intervals: Sequence[Interval], bound: int) -> tuple[tuple[int, ...], int]:
+    """(an offset for each interval, bytes needed). The best of a few orders, stopping at the lower bound `bound`."""
     tries = max(1, min(TRIES, EFFORT // max(1, len(intervals) ** 2)))
     best: tuple[int, ...] = ()
     least: int | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from graphc.ir.graph import Graph, Literal, Value
-
+from graphc.plan import text
 from graphc.plan.steps import Address, Base, Call, Copy, Slot, Step
 
 
@@ -18,7 +18,7 @@ class Plan:
     slots         every input, state and node output of the graph
     constants     what the constant memories hold
     arena_bytes   bytes of arena that the step needs
-    lower_bound   most aligned bytes that are live at once: no arena could be smaller in this order
+    live_bytes    bytes of arena, rounded to ALIGNMENT, that are live at each step
     """
 
     graph: Graph
@@ -26,7 +26,12 @@ class Plan:
     slots: Mapping[Value, Slot]
     constants: tuple[Literal, ...]
     arena_bytes: int
-    lower_bound: int
+    live_bytes: tuple[int, ...]
+
+    @property
+    def lower_bound(self) -> int:
+        """Most bytes that are live at once: no arena could be smaller in this order."""
+        return max(self.live_bytes, default=0)
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -54,7 +59,7 @@ class Plan:
                 assert_never(address.base)
 
     def __str__(self) -> str:
-        return repr(self)
+        return text.render(self)
 
     def __repr__(self) -> str:
         return f"<plan of {self.graph.name}: {len(self.steps)} steps, {self.arena_bytes} bytes of arena>"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from graphc.ir.graph import Graph, Node, Value
-from graphc.plan.arena import Interval, max_live, place
+from graphc.plan.arena import Interval, live_bytes, place
 from graphc.plan.model import Plan
 from graphc.plan.order import orders
 from graphc.plan.steps import Address, Base, Call, Copy, Scratch, Slot, Step, aligned
@@ -39,16 +39,17 @@ class _Draft:
     intervals: tuple[Interval, ...]
     interval_of: Mapping[Value | Node, int]
     over: Mapping[Value, Value]
+    live_bytes: tuple[int, ...]
 
 
 def make(graph: Graph, scratch: Mapping[Node, int] = _EMPTY) -> Plan:
-    """The plan of a graph without named dimensions. `scratch`: bytes that a call needs besides its operands and results.
+    """The plan of a graph without named dimensions. `scratch`: bytes that a call needs besides operands and results.
 
     Raises ShapeError where a dimension is not a number.
     """
     found = storages(graph)
     drafts = [_draft(found, order, scratch) for order in orders(found)]
-    draft = min(drafts, key=lambda draft: max_live(draft.intervals))
+    draft = min(drafts, key=lambda draft: max(draft.live_bytes, default=0))
     return _finish(found, draft, scratch)
 
 
@@ -72,8 +73,8 @@ def _moves_of_duplicates(found: Storages) -> Iterator[_Move]:
 
 
 def _moves_to_state(found: Storages) -> Iterator[_Move]:
-    """Next states that do not lie in the state: each state is read before it is written, cycles go through the arena."""
-    sources = {state: found.root[value] for state, value in found.graph.next}
+    """Next states that lie elsewhere: each state is read before it is written, cycles go through the arena."""
+    sources: dict[Value, Value] = {state: found.root[value] for state, value in found.graph.next}
     sources = {state: root for state, root in sources.items() if found.home.get(root) != found.home[state]}
     reads = Counter(sources.values())
     free = [state for state in sources if not reads[state]]
@@ -107,10 +108,9 @@ def _draft(found: Storages, order: Sequence[Node], scratch: Mapping[Node, int]) 
     interval_of: dict[Value | Node, int] = {}
     over: dict[Value, Value] = {}
     for time, item in enumerate(items):
-        made = found.makes(item) if isinstance(item, Node) else (item.target,)
         below = _written_over(found, item, time, live) if isinstance(item, Node) else {}
-        for value in made:
-            if not isinstance(value, Value) or value in found.home:
+        for value in _made(found, item):
+            if value in found.home:
                 continue
             if value in below:
                 over[value] = below[value]
@@ -122,7 +122,14 @@ def _draft(found: Storages, order: Sequence[Node], scratch: Mapping[Node, int]) 
         if isinstance(item, Node) and scratch.get(item, 0):
             interval_of[item] = len(intervals)
             intervals.append(Interval(aligned(scratch[item]), time, time))
-    return _Draft(items, live, tuple(intervals), interval_of, over)
+    return _Draft(items, live, tuple(intervals), interval_of, over, live_bytes(intervals, len(items)))
+
+
+def _made(found: Storages, item: _Item) -> tuple[Value, ...]:
+    """The storages that an item writes first."""
+    if isinstance(item, _Move):
+        return (item.target,) if isinstance(item.target, Value) else ()
+    return found.makes(item)
 
 
 def _live(found: Storages, items: Sequence[_Item]) -> dict[Value, tuple[int, int]]:
@@ -133,12 +140,10 @@ def _live(found: Storages, items: Sequence[_Item]) -> dict[Value, tuple[int, int
     live = {value: (0, 0 if value in replaced else end) for value in found.home}
     for time, item in enumerate(items):
         reads = found.reads(item) if isinstance(item, Node) else (item.source,)
-        makes = found.makes(item) if isinstance(item, Node) else (item.target,)
         for value in reads:
             live[value] = live[value][0], max(live[value][1], time)
-        for value in makes:
-            if isinstance(value, Value):
-                live[value] = time, end if value in kept and value in found.home else time
+        for value in _made(found, item):
+            live[value] = time, end if value in kept and value in found.home else time
     return live
 
 
@@ -161,7 +166,7 @@ def _written_over(found: Storages, node: Node, time: int, live: Mapping[Value, t
 
 
 def _finish(found: Storages, draft: _Draft, scratch: Mapping[Node, int]) -> Plan:
-    offsets, arena_bytes = place(draft.intervals)
+    offsets, arena_bytes = place(draft.intervals, max(draft.live_bytes, default=0))
 
     def in_arena(key: Value | Node) -> Address:
         return Address(Base.ARENA, 0, offsets[draft.interval_of[key]])
@@ -193,7 +198,7 @@ def _finish(found: Storages, draft: _Draft, scratch: Mapping[Node, int]) -> Plan
         {value: slot(value) for value in found.root},
         found.constants,
         arena_bytes,
-        max_live(draft.intervals),
+        draft.live_bytes,
     )
 
 

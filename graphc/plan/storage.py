@@ -1,8 +1,8 @@
 """The graph as the planner sees it: calls that read and write storages.
 
-A storage is the bytes of one value and of all views of it; it is named by that value, its root. `home` gives the storages
-that do not lie in the arena: inputs, state, constants, outputs that are computed, and next states that may be written in
-place. The last ask for an order: `before` makes everything that reads the old state come first.
+A storage is the bytes of one value and of all views of it; it is named by that value, its root. `home` gives the
+storages that do not lie in the arena: inputs, state, constants, outputs that are computed, and next states that may be
+written in place. The last ask for an order: `before` makes everything that reads the old state come first.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class _Simulation:
     def _copy(self, copy: Copy, checks: set[Node]) -> None:
         read, write = self._range(copy.source, copy.bytes), self._range(copy.target, copy.bytes)
         tags = self._memory(read).read(*read[2:])
-        if copy.bytes and (len(tags) != 1 or None in tags) or _overlap(read, write):
+        if (copy.bytes and (len(tags) != 1 or None in tags)) or _overlap(read, write):
             raise VerifyError(f"the copy from {copy.source} to {copy.target} reads {tags}")
         self._write(write, tags.pop() if tags else None, checks)
 
