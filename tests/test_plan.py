@@ -127,7 +127,7 @@ class Machine:
                     found = results_of(node, operands)
                     if scratch is not None:
                         self.store(scratch.address, np.full(scratch.bytes, 0xFF, np.uint8))
-                    for target, array in zip(targets, found, strict=len(targets) > 0):
+                    for target, array in zip(targets, found):
                         self.store(target, array)
 
     def load(self, address: Address, type: TensorType) -> Array:
@@ -158,3 +158,309 @@ def computes(plan: Plan) -> bool:
     expected += [(Address(Base.STATE, i), new[state]) for i, state in enumerate(graph.state)]
     expected += [(Address(Base.INPUT, i), value) for i, value in enumerate(graph.inputs)]
     return all(machine.load(a, v.type).tobytes() == known[v].tobytes() for a, v in expected)
+
+
+# What is shared --------------------------------------------------------------------------------------------------
+
+
+def test_a_chain_of_elementwise_kernels_needs_the_memory_of_one_value() -> None:
+    x = given_value("x", 16, 16)
+    first = exp(x)
+    second = exp(first)
+    plan = planned(build("f", [x], [total(exp(second))]))
+    assert plan.arena_bytes == x.type.nbytes
+    assert plan.slots[second].over is first
+    assert computes(plan)
+
+
+def test_a_value_read_out_of_line_is_not_written_over() -> None:
+    x = given_value("x", 16, 16)
+    first = exp(x)
+    second = turned(first)
+    plan = planned(build("f", [x], [total(second)]))
+    assert plan.slots[second].over is None
+    assert plan.arena_bytes == 2 * x.type.nbytes
+    assert computes(plan)
+
+
+def test_a_value_that_is_read_later_is_not_written_over() -> None:
+    x = given_value("x", 16, 16)
+    first = exp(x)
+    second = exp(first)
+    plan = planned(build("f", [x], [total(add(first, second))]))
+    assert plan.slots[second].over is None
+    assert computes(plan)
+
+
+def test_a_view_keeps_its_operand_live() -> None:
+    x = given_value("x", 8, 8)
+    first = exp(x)
+    flat = ops.reshape(first, shape=(64,))
+    other = turned(turned(x))
+    plan = planned(build("f", [x], [total(flat), total(other), total(add(flat, ops.reshape(other, shape=(64,))))]))
+    assert plan.slots[flat].view is first
+    assert plan.slots[flat].address == plan.slots[first].address
+    assert computes(plan)
+
+
+def test_outputs_are_written_where_the_caller_wants_them() -> None:
+    x = given_value("x", 8, 8)
+    y = exp(x)
+    flat = ops.reshape(y, shape=(64,))
+    plan = planned(build("f", [x], [flat, add(y, y)]))
+    assert place_of(plan, y) == place_of(plan, flat) == "output 0"
+    assert plan.arena_bytes == 0 and not plan.copies
+    assert computes(plan)
+
+
+def test_outputs_that_lie_elsewhere_are_copied() -> None:
+    x, w = given_value("x", 4), given_value("w", 4)
+    c, y = constant([1, 2, 3, 4]), exp(x)
+    plan = planned(build("f", [x], [x, w, c, y, y, ops.reshape(y, shape=(2, 2))], [(w, add(w, y))]))
+    copied = [(str(copy.source), str(copy.target)) for copy in plan.copies]
+    assert copied[:3] == [("input 0", "output 0"), ("state 0", "output 1"), ("constant 0", "output 2")]
+    assert copied[3:] == [("output 3", "output 4"), ("output 3", "output 5")]
+    assert computes(plan)
+
+
+def test_equal_constants_are_held_once() -> None:
+    x = given_value("x", 4)
+    a, b, c = constant([1, 2, 3, 4]), constant([[1, 2], [3, 4]]), constant([4, 3, 2, 1])
+    plan = planned(build("f", [x], [add(add(x, a), add(ops.reshape(b, shape=(4,)), c))]))
+    assert [literal.array.tolist() for literal in plan.constants] == [[1, 2, 3, 4], [4, 3, 2, 1]]
+    assert place_of(plan, a) == place_of(plan, b) == "constant 0"
+    assert computes(plan)
+
+
+def test_scratch_is_live_during_its_call_alone() -> None:
+    x = given_value("x", 16, 16)
+    first = turned(x)
+    second = turned(first)
+    graph = build("f", [x], [total(second)])
+    assert first.node is not None and second.node is not None
+    plan = planned(graph, {first.node: 3000, second.node: 3000})
+    scratch = [call.scratch for call in plan.calls]
+    assert [None if s is None else s.bytes for s in scratch] == [3000, 3000, None]
+    assert plan.arena_bytes == plan.lower_bound == 2 * 1024 + 3008
+    assert computes(plan)
+
+
+def test_results_that_nobody_reads_have_memory_of_their_own() -> None:
+    x = given_value("x", 16)
+    used, _ = kernel("both", lambda p: (ops.exp(p), ops.neg(p)), x)
+    plan = planned(build("f", [x], [total(used)]))
+    assert plan.arena_bytes == 128
+    assert computes(plan)
+
+
+def test_values_without_elements_need_no_memory() -> None:
+    x = given_value("x", 0, 4)
+    plan = planned(build("f", [x], [sums(exp(x)), exp(exp(x))]))
+    assert plan.arena_bytes == 0
+    assert computes(plan)
+
+
+def test_unbound_dimensions_are_refused() -> None:
+    x = Value(TensorType(float32, (named("batch"),)), name="x")
+    with pytest.raises(ShapeError, match="unbound"):
+        make(build("f", [x], [total(ops.exp(ops.exp(x)))]))
+
+
+# Order -----------------------------------------------------------------------------------------------------------
+
+
+def test_branches_are_finished_one_after_the_other() -> None:
+    x = given_value("x", 64, 64)
+    branches = [single("big", lambda p, i=i: ops.mul(ops.transpose(p, perm=(1, 0)), p), x) for i in range(8)]
+    means = [total(branch) for branch in branches]
+    result = means[0]
+    for mean in means[1:]:
+        result = add(result, mean)
+    graph = build("f", [x], [result])
+    wide = dict.fromkeys((*(branch.node for branch in branches), *graph.nodes))
+    plan = planned(Graph("f", graph.inputs, (), tuple(node for node in wide if node), graph.outputs))
+    assert plan.arena_bytes <= x.type.nbytes + 8 * ALIGNMENT
+    assert computes(plan)
+
+
+def test_checks_come_first_and_before_every_write_to_state() -> None:
+    x, w = given_value("x", 4), given_value("w", 4)
+    label = given_value("label", 3, dtype=int64)
+    late = check(single("shift", lambda p: ops.add(p, p), label))
+    read = single("take", lambda p, i: ops.gather(p, i, axis=0), x, late)
+    plan = planned(build("f", [x, label], [read], [(w, exp(w))]))
+    assert [call.node.attrs["name"] for call in plan.calls[:2]] == ["shift", "check"]
+    assert [call.is_check for call in plan.calls] == [False, True, False, False]
+    assert plan.calls[1].results == () and plan.slots[late].view is not None
+    assert not plan.copies
+    assert computes(plan)
+
+
+def test_state_that_a_check_depends_on_is_staged() -> None:
+    w = given_value("w", 4, dtype=int64)
+    new = single("double", lambda p: ops.add(p, p), w)
+    checked = check(new)
+    graph = build("f", [], [total(checked)], [(w, new)])
+    plan = planned(graph)
+    assert [str(copy.target) for copy in plan.copies] == ["state 0"]
+    assert place_of(plan, new).startswith("arena")
+    assert computes(plan)
+
+
+def test_an_unfused_check_is_a_view_as_well() -> None:
+    label = given_value("label", 3, dtype=int64)
+    checked = ops.check_index(label, size=10, what="label")
+    plan = planned(build("f", [label], [total(checked)]))
+    assert place_of(plan, checked) == "input 0" and plan.calls[0].is_check
+
+
+def test_plans_are_reproducible() -> None:
+    x = given_value("x", 8, 8)
+    graph = build("f", [x], [total(add(exp(turned(x)), turned(exp(x))))])
+    assert str(make(graph)) == str(make(graph))
+
+
+# State -----------------------------------------------------------------------------------------------------------
+
+
+def test_state_is_updated_in_place_after_its_other_readers() -> None:
+    x, w = given_value("x", 8, 8), given_value("w", 8, 8)
+    new = single("update", ops.sub, w, exp(x))  # stands before the reader of the old value in the graph's order
+    later = total(matmul(x, w))
+    plan = planned(build("f", [x], [total(new), later], [(w, new)]))
+    assert place_of(plan, new) == "state 0" and plan.slots[new].over is w
+    assert not plan.copies
+    assert [call.node for call in plan.calls].index(new.node) > 1  # type: ignore[arg-type]
+    assert computes(plan)
+
+
+def test_state_is_staged_when_the_update_reads_it_out_of_line() -> None:
+    w = given_value("w", 8, 8)
+    plan = planned(build("f", [], [], [(w, turned(w))]))
+    assert [(str(copy.source), str(copy.target)) for copy in plan.copies] == [("arena+0", "state 0")]
+    assert computes(plan)
+
+
+def test_state_is_staged_when_a_reader_of_the_old_value_needs_the_new_one() -> None:
+    w = given_value("w", 8, 8)
+    new = exp(w)
+    plan = planned(build("f", [], [total(matmul(new, w))], [(w, new)]))
+    assert [str(copy.target) for copy in plan.copies] == ["state 0"]
+    assert computes(plan)
+
+
+def test_one_kernel_updates_a_weight_and_its_momentum_in_place() -> None:
+    x, w, m = given_value("x", 8, 8), given_value("w", 8, 8), given_value("m", 8, 8)
+
+    def update(w: Value, m: Value, g: Value) -> tuple[Value, Value]:
+        new = ops.add(m, g)
+        return ops.sub(w, new), new
+
+    new_w, new_m = kernel("update", update, w, m, x)
+    plan = planned(build("f", [x], [total(matmul(w, m))], [(w, new_w), (m, new_m)]))
+    assert not plan.copies and plan.arena_bytes == 8 * 8 * 4
+    assert computes(plan)
+
+
+def test_a_next_state_that_is_also_an_output_is_copied_once() -> None:
+    w = given_value("w", 8)
+    new = exp(w)
+    plan = planned(build("f", [], [new], [(w, new)]))
+    assert [(str(c.source), str(c.target)) for c in plan.copies] == [("output 0", "state 0")]
+    assert computes(plan)
+
+
+def test_two_states_with_one_next_value() -> None:
+    a, b = given_value("a", 8), given_value("b", 8)
+    new = add(a, b)
+    plan = planned(build("f", [], [], [(a, new), (b, new)]))
+    assert [(str(c.source), str(c.target)) for c in plan.copies] == [("state 0", "state 1")]
+    assert computes(plan)
+
+
+def test_swapped_states_pass_through_the_arena() -> None:
+    a, b = given_value("a", 8), given_value("b", 8)
+    plan = planned(build("f", [], [], [(a, b), (b, a)]))
+    assert [(str(c.source), str(c.target)) for c in plan.copies] == [
+        ("state 0", "arena+0"),
+        ("state 1", "state 0"),
+        ("arena+0", "state 1"),
+    ]
+    assert plan.arena_bytes == ALIGNMENT
+    assert computes(plan)
+
+
+def test_states_move_along_a_delay_line_without_staging_what_is_given() -> None:
+    x = given_value("x", 8)
+    a, b, c = (given_value(name, 8) for name in "abc")
+    plan = planned(build("f", [x], [], [(a, x), (b, a), (c, b)]))
+    assert [str(copy.target) for copy in plan.copies] == ["state 2", "state 1", "state 0"]
+    assert plan.arena_bytes == 0
+    assert computes(plan)
+
+
+@pytest.mark.parametrize("length", [2, 3, 5])
+def test_rotated_states_need_one_temporary(length: int) -> None:
+    states = [given_value(f"s{i}", 8) for i in range(length)]
+    outside = given_value("outside", 8)
+    rotated = [*zip(states, [*states[1:], states[0]]), (outside, states[1])]
+    plan = planned(build("f", [], [outside], rotated))
+    assert plan.arena_bytes == ALIGNMENT
+    assert computes(plan)
+
+
+def test_a_state_that_becomes_itself_is_not_touched() -> None:
+    w, v = given_value("w", 8), given_value("v", 8)
+    same = ops.reshape(ops.reshape(w, shape=(2, 4)), shape=(8,))
+    plan = planned(build("f", [], [], [(w, same)], [v]))
+    assert plan.steps == ()
+    assert computes(plan)
+
+
+def test_an_output_shows_the_state_before_the_step() -> None:
+    w = given_value("w", 8)
+    plan = planned(build("f", [], [w], [(w, exp(w))]))
+    assert [type(step) for step in plan.steps] == [Copy, Call]
+    assert place_of(plan, plan.calls[0].node.output) == "state 0"
+    assert computes(plan)
+
+
+# Offsets ---------------------------------------------------------------------------------------------------------
+
+intervals = st.lists(
+    st.builds(lambda size, first, length: Interval(size * 64, first, first + length), *[st.integers(0, 12)] * 3),
+    max_size=40,
+)
+
+
+@given(intervals)
+def test_intervals_that_are_live_together_do_not_overlap(found: list[Interval]) -> None:
+    bound = max(live_bytes(found, 32), default=0)
+    offsets, needed = place(found, bound)
+    spans = [(offset, offset + i.bytes, i.first, i.last) for offset, i in zip(offsets, found, strict=True)]
+    for number, (low, high, first, last) in enumerate(spans):
+        for other_low, other_high, other_first, other_last in spans[:number]:
+            together = first <= other_last and other_first <= last
+            assert not together or high <= other_low or other_high <= low
+    assert needed == max((high for _, high, _, _ in spans), default=0)
+    assert bound == max((sum(i.bytes for i in found if i.first <= t <= i.last) for t in range(25)), default=0)
+    assert needed >= bound
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_arena_of_a_deep_network_is_within_a_twentieth_of_the_bound(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    sizes = [int(n) for n in random.integers(1, 200, 12)]
+    x = given_value("x", 32, sizes[0])
+    weights = [given_value(f"w{i}", *pair) for i, pair in enumerate(zip(sizes, sizes[1:]))]
+    seen = [x]
+    for weight in weights:
+        seen.append(matmul(seen[-1], weight))
+    back, updates = exp(seen[-1]), []
+    for weight, activation in zip(reversed(weights), reversed(seen[:-1])):
+        gradient = single("dw", lambda p, q: ops.contract(p, q, spec="mk,mn->kn"), activation, back)
+        updates.append((weight, single("update", ops.sub, weight, gradient)))
+        back = single("dx", lambda p, q: ops.contract(p, q, spec="mn,kn->mk"), back, weight)
+    plan = planned(build("f", [x], [total(seen[-1])], updates))
+    assert not plan.copies
+    assert plan.arena_bytes <= 1.05 * plan.lower_bound
