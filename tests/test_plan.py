@@ -69,7 +69,7 @@ def check(x: Value, size: int = 10) -> Value:
 
 
 def matmul(a: Value, b: Value) -> Value:
-    return single("matmul", lambda p, q: ops.contract(p, q, spec="mk,nk->mn"), a, b)
+    return single("matmul", lambda p, q: ops.contract(p, q, spec="mk,kn->mn"), a, b)
 
 
 def constant(array: Any) -> Value:
@@ -464,3 +464,146 @@ def test_the_arena_of_a_deep_network_is_within_a_twentieth_of_the_bound(seed: in
     plan = planned(build("f", [x], [total(seen[-1])], updates))
     assert not plan.copies
     assert plan.arena_bytes <= 1.05 * plan.lower_bound
+
+
+# Any graph -------------------------------------------------------------------------------------------------------
+
+SIDE = 6
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    """Kernels of all sorts on square, flat and single values, with any of them as outputs and next states."""
+    inputs = [given_value(f"x{i}", SIDE, SIDE) for i in range(draw(st.integers(0, 2)))]
+    state = [given_value(f"s{i}", SIDE, SIDE) for i in range(draw(st.integers(1, 4)))]
+    labels = [given_value("label", SIDE, dtype=int64), given_value("count", SIDE, dtype=int64)]
+    square = [*inputs, *state, constant(np.ones((SIDE, SIDE))), constant(np.eye(SIDE))]
+    columns: list[Value] = []
+    for _ in range(draw(st.integers(0, 14))):
+        a, b = (draw(st.sampled_from(square)) for _ in range(2))
+        match draw(st.integers(0, 8)):
+            case 0:
+                square.append(ops.add(a, b))
+            case 1:
+                square.append(add(a, b))
+            case 2:
+                square += kernel("both", lambda p, q: (ops.sub(p, q), ops.add(p, q)), a, b)
+            case 3:
+                square.append(turned(a))
+            case 4:
+                flat = (ops.reshape(v, shape=(SIDE * SIDE,)) for v in (a, b))
+                square.append(ops.reshape(single("mul", ops.mul, *flat), shape=(SIDE, SIDE)))
+            case 5:
+                columns.append(sums(a))
+            case 6:
+                row = draw(st.sampled_from([*columns, sums(b)]))
+                spread = lambda p, q: ops.add(p, ops.broadcast(q, shape=(SIDE, SIDE), axes=(0,)))  # noqa: E731
+                square.append(single("spread", spread, a, row))
+            case 7:
+                label = draw(st.sampled_from(labels))
+                labels.append(check(label) if draw(st.booleans()) else add(label, label))
+            case _:
+                square.append(single("take", lambda p, i: ops.gather(p, i, axis=0), a, draw(st.sampled_from(labels))))
+    pool = [*square, *columns, *labels]
+    outputs = draw(st.lists(st.sampled_from(pool), max_size=4))
+    changed = draw(st.lists(st.sampled_from([*state, labels[1]]), unique=True))
+    next = [(s, draw(st.sampled_from(labels if s is labels[1] else square))) for s in changed]
+    return build("any", [*inputs, labels[0]], outputs, next, [*state, labels[1]])
+
+
+def with_scratch(graph: Graph, sizes: list[int]) -> dict[Node, int]:
+    calls = [node for node in graph.nodes if node.op.name == "kernel"]
+    return {node: size for node, size in zip(calls, sizes) if size}
+
+
+scratch_sizes = st.lists(st.sampled_from([0, 8, 200]), max_size=6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(graphs(), scratch_sizes)
+def test_the_plan_of_any_graph_computes_it(graph: Graph, sizes: list[int]) -> None:
+    plan = planned(graph, with_scratch(graph, sizes))
+    assert computes(plan)
+    assert plan.arena_bytes <= sum(max(ALIGNMENT, slot.bytes) for slot in plan.slots.values()) + 256 * len(sizes)
+    assert str(plan).startswith("plan any: ")
+
+
+@settings(max_examples=150, deadline=None)
+@given(graphs(), scratch_sizes)
+def test_the_bound_is_what_is_live_at_the_fullest_step(graph: Graph, sizes: list[int]) -> None:
+    plan = make(graph, with_scratch(graph, sizes))
+    live: dict[int, int] = {}
+    most = 0
+    for step in reversed(plan.steps):  # backwards: bytes are live above their reader, up to their writer
+        reads, writes, scratch = accesses(step)
+        most = max(most, sum((live | reads | writes | scratch).values()))
+        live = {offset: size for offset, size in live.items() if offset not in writes} | reads
+    assert not live
+    assert plan.lower_bound == most <= plan.arena_bytes
+
+
+def accesses(step: Call | Copy) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
+    """Offsets and rounded sizes in the arena that a step reads, writes and uses."""
+
+    def rounded(addresses: tuple[Address, ...], sizes: list[int]) -> dict[int, int]:
+        found = zip(addresses, sizes, strict=True)
+        return {a.offset: -(-size // ALIGNMENT) * ALIGNMENT for a, size in found if a.base is Base.ARENA}
+
+    if isinstance(step, Copy):
+        return rounded((step.source,), [step.bytes]), rounded((step.target,), [step.bytes]), {}
+    reads = rounded(step.operands, [value.type.nbytes for value in step.node.inputs])
+    made = step.node.outputs if step.results else ()
+    scratch = rounded((step.scratch.address,), [step.scratch.bytes]) if step.scratch else {}
+    return reads, rounded(step.results, [value.type.nbytes for value in made]), scratch
+
+
+# Wrong plans -----------------------------------------------------------------------------------------------------
+
+
+def moved(address: Address, choice: int) -> Address:
+    """Another address nearby."""
+    bases = list(Base)
+    match choice % 3:
+        case 0:
+            return replace(address, offset=address.offset + ALIGNMENT * (choice % 7 - 3))
+        case 1:
+            return replace(address, index=choice % 4)
+        case _:
+            return Address(bases[choice % len(bases)], choice % 3)
+
+
+def spoiled(plan: Plan, draw: Callable[[st.SearchStrategy[int]], int]) -> Plan:
+    """A plan with one mistake: a step left out, swapped with its neighbour, or with one address changed."""
+    steps = list(plan.steps)
+    at, choice = draw(st.integers(0, len(steps) - 1)), draw(st.integers(0, 200))
+    match draw(st.integers(0, 3)), steps[at]:
+        case 0, _:
+            del steps[at]
+        case 1, _:
+            steps[at - 1], steps[at] = steps[at], steps[at - 1]
+        case _, Copy(source=source, target=target) as copy:
+            changed = draw(st.booleans())
+            steps[at] = replace(copy, **({"source": moved(source, choice)} if changed else {"target": moved(target, choice)}))
+        case _, Call(operands=operands, results=results) as call:
+            addresses = [*operands, *results]
+            if addresses:
+                which = draw(st.integers(0, len(addresses) - 1))
+                addresses[which] = moved(addresses[which], choice)
+            steps[at] = replace(
+                call, operands=tuple(addresses[: len(operands)]), results=tuple(addresses[len(operands) :])
+            )
+    return replace(plan, steps=tuple(steps))
+
+
+@settings(max_examples=300, deadline=None)
+@given(graphs(), st.data())
+def test_a_spoiled_plan_is_rejected_unless_it_still_computes_the_graph(graph: Graph, data: st.DataObject) -> None:
+    plan = make(graph)
+    if not plan.steps:
+        return
+    wrong = spoiled(plan, data.draw)
+    try:
+        verify(graph, wrong)
+    except VerifyError:
+        return
+    assert computes(wrong)
