@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -452,7 +453,7 @@ def test_the_arena_of_a_deep_network_is_within_a_twentieth_of_the_bound(seed: in
     random = np.random.default_rng(seed)
     sizes = [int(n) for n in random.integers(1, 200, 12)]
     x = given_value("x", 32, sizes[0])
-    weights = [given_value(f"w{i}", *pair) for i, pair in enumerate(zip(sizes, sizes[1:]))]
+    weights = [given_value(f"w{i}", *pair) for i, pair in enumerate(pairwise(sizes))]
     seen = [x]
     for weight in weights:
         seen.append(matmul(seen[-1], weight))
@@ -583,7 +584,9 @@ def spoiled(plan: Plan, draw: Callable[[st.SearchStrategy[int]], int]) -> Plan:
             steps[at - 1], steps[at] = steps[at], steps[at - 1]
         case _, Copy(source=source, target=target) as copy:
             changed = draw(st.booleans())
-            steps[at] = replace(copy, **({"source": moved(source, choice)} if changed else {"target": moved(target, choice)}))
+            steps[at] = replace(
+                copy, **({"source": moved(source, choice)} if changed else {"target": moved(target, choice)})
+            )
         case _, Call(operands=operands, results=results) as call:
             addresses = [*operands, *results]
             if addresses:
@@ -607,3 +610,112 @@ def test_a_spoiled_plan_is_rejected_unless_it_still_computes_the_graph(graph: Gr
     except VerifyError:
         return
     assert computes(wrong)
+
+
+def small() -> tuple[Graph, Plan]:
+    """A plan with a check, a view, scratch, a value in place, a staged and an updated state."""
+    x, label = given_value("x", 4, 8), given_value("label", 4, dtype=int64)
+    w, s = given_value("w", 8, 8), given_value("s", 4, 8)
+    checked = check(label)
+    hidden = exp(matmul(x, w))
+    picked = single("take", lambda p, i: ops.gather(p, i, axis=0), ops.reshape(hidden, shape=(8, 4)), checked)
+    gradient = single("dw", lambda p, q: ops.contract(p, q, spec="mk,mn->kn"), x, hidden)
+    new = single("update", ops.sub, w, gradient)
+    graph = build("step", [x, label], [total(picked)], [(w, new), (s, x)])
+    assert gradient.node is not None
+    return graph, planned(graph, {gradient.node: 500})
+
+
+def test_a_plan_prints_sizes_steps_and_values() -> None:
+    assert str(small()[1]) == PRINTED
+
+
+PRINTED = """\
+plan step: calls 7, copies 1, views 2, in place 2
+arena 896 bytes, 1.000 x the 896 that are live at once
+
+steps, and the bytes of arena that are live
+    0  %3 = check %label                           0
+    1  %0 = matmul %x, %w                        128 #####
+    2  %1 = exp %0                               128 #####
+    3  %4 = take %2, %3                          192 #######
+    4  %5 = total %4                             192 #######
+    5  %6 = dw %x, %1 with 500 bytes at arena+0  896 ################################
+    6  %7 = update %w, %6                        256 #########
+    7  copy %x from input 0 to state 1             0
+
+values: bytes, place, and the steps in which they are needed
+  %x      f32[4,8]  128  input 0                    0..7
+  %label  i64[4]     32  input 1                    0..7
+  %w      f32[8,8]  256  state 0                    0..6
+  %s      f32[4,8]  128  state 1                    0..0
+  %0      f32[4,8]  128  arena+768                  1..2  .##.....
+  %1      f32[4,8]  128  arena+768  over %0         2..5  ..####..
+  %2      f32[8,4]  128  arena+768  view of %1      2..5
+  %3      i64[4]     32  input 1    view of %label  0..7
+  %4      f32[4,4]   64  arena+0                    3..4  ...##...
+  %5      f32[]       4  output 0                   4..7
+  %6      f32[8,8]  256  arena+512                  5..6  .....##.
+  %7      f32[8,8]  256  state 0    over %w         6..7
+"""
+
+
+def at(steps: tuple[Call | Copy, ...], name: str) -> int:
+    return next(i for i, s in enumerate(steps) if isinstance(s, Call) and s.node.attrs["name"] == name)
+
+
+def changed(plan: Plan, name: str, **fields: Any) -> Plan:
+    """A plan with other fields in the call of one kernel."""
+    steps = list(plan.steps)
+    steps[at(plan.steps, name)] = replace(plan.calls[at(plan.calls, name)], **fields)
+    return replace(plan, steps=tuple(steps))
+
+
+def in_order(plan: Plan, *order: str) -> Plan:
+    calls = tuple(plan.calls[at(plan.calls, name)] for name in order)
+    return replace(plan, steps=(*calls, *plan.copies))
+
+
+def arena(offset: int) -> Address:
+    return Address(Base.ARENA, 0, offset)
+
+
+MISTAKES: dict[str, Callable[[Plan], Plan]] = {
+    "1 nodes are never called": lambda p: replace(p, steps=p.steps[:-2] + p.steps[-1:]),
+    "is called twice": lambda p: replace(p, steps=(p.steps[0], *p.steps)),
+    "operand 0 of .* is not at state 0": lambda p: changed(p, "exp", operands=(Address(Base.STATE, 0),)),
+    "leave its": lambda p: replace(p, arena_bytes=p.arena_bytes - ALIGNMENT),
+    "there is no input 7": lambda p: changed(p, "check", operands=(Address(Base.INPUT, 7),)),
+    "not a multiple of 64": lambda p: changed(p, "exp", results=(arena(8),)),
+    "input 0 is written": lambda p: changed(p, "exp", results=(Address(Base.INPUT, 0),)),
+    "result 0 of .* overlaps operand 0": lambda p: changed(
+        p, "take", results=p.calls[at(p.calls, "take")].operands[:1]
+    ),
+    "scratch of .* overlaps an operand": lambda p: changed(
+        p, "dw", scratch=Scratch(p.calls[at(p.calls, "dw")].operands[1], 8)
+    ),
+    "results of .* overlap": lambda p: changed(p, "dw", scratch=Scratch(p.calls[at(p.calls, "dw")].results[0], 8)),
+    "written before all checks": lambda p: in_order(p, "matmul", "exp", "dw", "update", "check", "take", "total"),
+    "read before it was checked": lambda p: in_order(p, "matmul", "exp", "take", "check", "total", "dw", "update"),
+    "planned as a check": lambda p: changed(p, "check", is_check=False),
+    "0 operands": lambda p: changed(p, "exp", operands=()),
+    "state %s is not at state 1": lambda p: replace(p, steps=p.calls),
+    "output 0 is not at output 0": lambda p: changed(p, "total", results=(arena(128),)),
+    "the copy from input 0": lambda p: replace(p, steps=(*p.calls, replace(p.copies[0], target=p.copies[0].source))),
+    "is below the bound": lambda p: replace(p, live_bytes=(10**6,)),
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_the_verifier_rejects(message: str) -> None:
+    graph, plan = small()
+    with pytest.raises(VerifyError, match=message) as failure:
+        verify(graph, MISTAKES[message](plan))
+    assert re.search(message, failure.value.message)
+
+
+def test_the_verifier_rejects_another_constant() -> None:
+    x = given_value("x", 4)
+    graph = build("f", [x], [add(x, constant([1, 2, 3, 4]))])
+    with pytest.raises(VerifyError, match="is not the literal"):
+        verify(graph, replace(make(graph), constants=(Literal.of(np.ones(4, np.float32)),)))
