@@ -21,6 +21,7 @@ from graphc.ir.op import OPS
 from graphc.ir.types import TensorType, float32, int64
 from graphc.plan import ALIGNMENT, Address, Base, Call, Copy, Plan, Scratch, make, verify
 from graphc.plan.arena import Interval, live_bytes, place
+from graphc.plan.verify import Memory
 
 Array = np.ndarray[Any, Any]
 
@@ -284,6 +285,31 @@ def test_branches_are_finished_one_after_the_other() -> None:
     assert computes(plan)
 
 
+def test_the_last_reader_of_a_large_value_comes_before_smaller_work() -> None:
+    x = given_value("x", 32, 32)
+
+    def rows(count: int, large: Value, number: Value) -> Value:
+        part = ops.slice(large, start=(0, 0), stop=(count, 32), step=(1, 1))
+        return ops.add(part, ops.broadcast(number, shape=(count, 32), axes=()))
+
+    large = exp(x)
+    number = total(large)
+    half = single("half", lambda p, n: rows(16, p, n), large, number)
+    parts = [single("part", lambda p, n: rows(8, p, n), x, number) for _ in range(4)]
+
+    def join(first: Value, *others: Value) -> Value:
+        result = ops.reduce_sum(first, axes=(0, 1))
+        for other in others:
+            result = ops.add(result, ops.reduce_sum(other, axes=(0, 1)))
+        return result
+
+    graph = build("f", [x], [single("join", join, *parts, half)])
+    plan = planned(graph)
+    assert [call.node for call in plan.calls][2] is half.node
+    assert plan.lower_bound == 4096 + ALIGNMENT + 2048
+    assert computes(plan)
+
+
 def test_checks_come_first_and_before_every_write_to_state() -> None:
     x, w = given_value("x", 4), given_value("w", 4)
     label = given_value("label", 3, dtype=int64)
@@ -339,6 +365,21 @@ def test_state_is_staged_when_the_update_reads_it_out_of_line() -> None:
     w = given_value("w", 8, 8)
     plan = planned(build("f", [], [], [(w, turned(w))]))
     assert [(str(copy.source), str(copy.target)) for copy in plan.copies] == [("arena+0", "state 0")]
+    assert computes(plan)
+
+
+def test_state_is_staged_when_the_update_reads_a_second_view_of_it_out_of_line() -> None:
+    w = given_value("w", 8, 8)
+    both = single("both", lambda p, q: ops.add(p, ops.transpose(q, perm=(1, 0))), w, ops.reshape(w, shape=(8, 8)))
+    plan = planned(build("f", [], [], [(w, both)]))
+    assert [str(copy.target) for copy in plan.copies] == ["state 0"]
+    assert computes(plan)
+
+
+def test_state_whose_old_value_nobody_reads_is_written_in_place() -> None:
+    x, w = given_value("x", 8), given_value("w", 8)
+    plan = planned(build("f", [x], [], [(w, exp(x))]))
+    assert not plan.copies and plan.arena_bytes == 0
     assert computes(plan)
 
 
@@ -719,3 +760,27 @@ def test_the_verifier_rejects_another_constant() -> None:
     graph = build("f", [x], [add(x, constant([1, 2, 3, 4]))])
     with pytest.raises(VerifyError, match="is not the literal"):
         verify(graph, replace(make(graph), constants=(Literal.of(np.ones(4, np.float32)),)))
+
+
+def test_the_verifier_rejects_a_result_over_an_operand_that_is_read_out_of_line() -> None:
+    x = given_value("x", 4, 4)
+    first = exp(x)
+    second = turned(first)
+    graph = build("f", [x], [total(second)])
+    plan = make(graph)
+    same = plan.slots[first].address
+    with pytest.raises(VerifyError, match=r"result 0 of .* overlaps operand 0"):
+        verify(graph, changed(changed(plan, "turned", results=(same,)), "total", operands=(same,)))
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(0, 3))))
+def test_memory_remembers_every_byte(writes: list[tuple[int, int, int]]) -> None:
+    tags = [given_value(str(i)) for i in range(4)]
+    memory, plain = Memory(20, None), [None] * 20
+    for first, second, number in writes:
+        start, end = sorted((first, second))
+        memory.write(start, end, tags[number])
+        plain[start:end] = [tags[number]] * (end - start)  # type: ignore[list-item]
+        assert memory.read(start, 20) == set(plain[start:])
+        assert memory.read(0, end) == set(plain[:end])
+    assert [memory.read(i, i + 1) for i in range(20)] == [{tag} for tag in plain]

@@ -99,8 +99,7 @@ def _moves_to_state(found: Storages) -> Iterator[_Move]:
 
 
 def _draft(found: Storages, order: Sequence[Node], scratch: Mapping[Node, int]) -> _Draft:
-    early = [node for node in order if node in found.early]
-    late = [node for node in order if node not in found.early]
+    early, late = order[: len(found.early)], order[len(found.early) :]
     given, last = _moves_of_given(found), (*_moves_of_duplicates(found), *_moves_to_state(found))
     items: tuple[_Item, ...] = (*early, *given, *late, *last)
     live = _live(found, items)

@@ -32,7 +32,7 @@ def verify(graph: Graph, plan: Plan) -> None:
     _Simulation(graph, plan).run()
 
 
-class _Memory:
+class Memory:
     """Runs of bytes: `tags[i]` holds from `starts[i]` to the next start, the last one to the size."""
 
     def __init__(self, size: int, tag: Tag) -> None:
@@ -67,12 +67,12 @@ class _Simulation:
         self.same: dict[Value, Value] = {}
         self.passed: dict[Value, frozenset[Node]] = {}
         self._follow_views()
-        self.memories: dict[tuple[Base, int], _Memory] = {(Base.ARENA, 0): _Memory(plan.arena_bytes, None)}
+        self.memories: dict[tuple[Base, int], Memory] = {(Base.ARENA, 0): Memory(plan.arena_bytes, None)}
         for base, values in ((Base.INPUT, graph.inputs), (Base.STATE, graph.state)):
             for index, value in enumerate(values):
-                self.memories[base, index] = _Memory(value.type.nbytes, value)
+                self.memories[base, index] = Memory(value.type.nbytes, value)
         for index, value in enumerate(graph.outputs):
-            self.memories[Base.OUTPUT, index] = _Memory(value.type.nbytes, None)
+            self.memories[Base.OUTPUT, index] = Memory(value.type.nbytes, None)
         self._load_constants()
         self.called: set[Node] = set()
 
@@ -115,7 +115,7 @@ class _Simulation:
     def _load_constants(self) -> None:
         sizes = [len(literal.data) for literal in self.plan.constants]
         for index, size in enumerate(sizes):
-            self.memories[Base.CONSTANT, index] = _Memory(size, None)
+            self.memories[Base.CONSTANT, index] = Memory(size, None)
         for node in self.graph.nodes:
             if node.op.name == "constant":
                 address = self.plan.slots[node.output].address
@@ -200,7 +200,7 @@ class _Simulation:
             raise VerifyError(f"{address} is not a multiple of {ALIGNMENT}")
         return where
 
-    def _memory(self, where: Range) -> _Memory:
+    def _memory(self, where: Range) -> Memory:
         memory = self.memories.get(where[:2])
         if memory is None:
             raise VerifyError(f"there is no {where[0].value} {where[1]}")
