@@ -79,6 +79,7 @@ class Op:
     infer: Callable[..., TensorType | tuple[TensorType, ...]]
     evaluate: Callable[..., Any] | None
     vjp: Callable[[Value, Node], Sequence[Value | None]] | None = None
+    doc: str = ""  # one line: the meaning, as a formula where there is one
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
