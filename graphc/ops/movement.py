@@ -206,7 +206,7 @@ def _pad_vjp(cotangent: Value, node: Node) -> Sequence[Value]:
 
 pad: Constructor = define(
     "pad",
-    Movement(_pad_map, lambda node: node.attrs["value"]),  # type: ignore[no-any-return]
+    Movement(_pad_map, lambda node: node.attrs["value"]),
     _pad_type,
     _pad,
     _pad_vjp,
@@ -409,9 +409,9 @@ def _unwindows_vjp(cotangent: Value, node: Node) -> Sequence[Value]:
     seen = ops.windows(cotangent, size=x.shape[rank:], **attrs)
     own: Value | None = None
     for number in range(len(axes)):
-        first, second = (
-            ops.iota(shape=seen.shape, axis=rank + n, dtype=DType.I64) for n in (number, number + len(axes))
-        )
+        axis = rank + number
+        first = ops.iota(shape=seen.shape, axis=axis, dtype=DType.I64)
+        second = ops.iota(shape=seen.shape, axis=axis + len(axes), dtype=DType.I64)
         match = ops.equal(first, second)
         own = match if own is None else ops.logical_and(own, match)
     kept = seen if own is None else ops.where(own, seen, ops.full_like(seen, 0))
