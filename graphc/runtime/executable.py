@@ -1,0 +1,117 @@
+"""A compiled step for one set of sizes: machine code, its arena, its constants, and the table that holds all addresses.
+
+Invariants:
+ 1. nothing is allocated inside a step; the arena exists before the first;
+ 2. a step that fails a check has written no state: checks come first;
+ 3. one step runs at a time, as it owns the arena.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from graphc import reference
+from graphc.codegen import step as code
+from graphc.codegen.jit import Compiled, compile
+from graphc.errors import GraphcError, PlanError
+from graphc.ir.graph import Graph, Node
+from graphc.ir.types import TensorType
+from graphc.loops.ir import Function
+from graphc.plan import ALIGNMENT, Call, Plan
+
+Array = np.ndarray[Any, Any]
+_STEP = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
+
+
+class Executable:
+    """Native code for `plan`, in which call node n runs `kernels[n]`."""
+
+    def __init__(self, plan: Plan, kernels: Mapping[Node, Function], compiled: Compiled) -> None:
+        self.plan, self.kernels, self.compiled = plan, kernels, compiled
+        self.arena = aligned_bytes(plan.arena_bytes, plan.graph.name)
+        self.constants = [_aligned_copy(literal.array) for literal in plan.constants]
+        self.results = [value.type for value in plan.graph.outputs]
+        fixed = [*(a.ctypes.data for a in self.constants), self.arena.ctypes.data]
+        given = len(plan.graph.inputs) + len(plan.graph.state) + len(self.results)
+        self.table = (ctypes.c_uint64 * (given + len(fixed)))(*[0] * given, *fixed)
+        self.run = _STEP(compiled.address(code.NAME))
+        self.lock = threading.Lock()
+
+    def __call__(self, inputs: Sequence[Array], state: Sequence[Array]) -> list[Array]:
+        """One step: new arrays for the outputs, `state` updated in place. Raises what a failed check says."""
+        with self.lock:
+            outputs = self._enter(inputs, state)
+            failed = self.run(ctypes.addressof(self.table))
+            if failed:
+                raise self._failure(failed, self.table)
+        return outputs
+
+    def cycles(self, inputs: Sequence[Array], state: Sequence[Array], repeat: int) -> Array:
+        """Cycles of each plan step, one row per repetition, with outputs thrown away and state restored."""
+        timed = compile(code.emit_timed(self.plan, self.kernels), self._symbols())
+        run = _STEP(timed.address(code.NAME))
+        counts = np.zeros((repeat, len(self.plan.steps) + 1), np.int64)
+        with self.lock:
+            scratch = [array.copy() for array in state]
+            outputs = self._enter(inputs, scratch)
+            table = (ctypes.c_uint64 * (len(self.table) + 1))(*self.table)
+            for row in counts:
+                table[len(self.table)] = row.ctypes.data
+                failed = run(ctypes.addressof(table))
+                if failed:
+                    raise self._failure(failed, table)
+            del outputs
+        return np.diff(counts, axis=1)
+
+    def _enter(self, inputs: Sequence[Array], state: Sequence[Array]) -> list[Array]:
+        outputs = [np.empty(type.extents, type.dtype.numpy) for type in self.results]
+        for entry, array in enumerate((*inputs, *state, *outputs)):
+            self.table[entry] = array.ctypes.data
+        return outputs
+
+    def _symbols(self) -> dict[str, int]:
+        names = {function.name for function in self.kernels.values()}
+        return {name: self.compiled.address(name) for name in names}
+
+    def _failure(self, number: int, table: Sequence[int]) -> GraphcError:
+        """The error of check `number` (from 1): its kernel run again by the reference on what it was given."""
+        call = [call for call in self.plan.calls if call.is_check][number - 1]
+        operands = [
+            _view(table[self.plan.entry(address)] + address.offset, value.type)
+            for value, address in zip(call.node.inputs, call.operands, strict=True)
+        ]
+        try:
+            reference.run(_body(call), operands)
+        except GraphcError as error:
+            return error
+        raise AssertionError(f"check {number} failed natively and passes in the reference")
+
+
+def aligned_bytes(size: int, name: str) -> Array:
+    """Uninitialised memory at an address that is a multiple of ALIGNMENT; raises PlanError when there is not enough."""
+    try:
+        memory = np.empty(size + ALIGNMENT, np.uint8)
+    except MemoryError:
+        raise PlanError(f"{name} needs an arena of {size / 2**20:.1f} MiB, which cannot be had") from None
+    return memory[-memory.ctypes.data % ALIGNMENT :][:size]
+
+
+def _aligned_copy(array: Array) -> Array:
+    memory = aligned_bytes(array.nbytes, "constants").view(array.dtype).reshape(array.shape)
+    memory[...] = array
+    return memory
+
+
+def _body(call: Call) -> Graph:
+    body: Graph = call.node.attrs["body"]
+    return body
+
+
+def _view(address: int, type: TensorType) -> Array:
+    memory = (ctypes.c_char * type.nbytes).from_address(address)
+    return np.frombuffer(memory, type.dtype.numpy).reshape(type.extents)
