@@ -1,4 +1,4 @@
-"""What a graph computes, as a hashable value: equal signatures mean equal programs, whatever names and lines they have."""
+"""What a graph computes, as a hashable value: equal signatures mean equal programs, whatever their names and lines."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Executable:
         names = {function.name for function in self.kernels.values()}
         return {name: self.compiled.address(name) for name in names}
 
-    def _failure(self, number: int, table: Sequence[int]) -> GraphcError:
+    def _failure(self, number: int, table: ctypes.Array[ctypes.c_uint64]) -> GraphcError:
         """The error of check `number` (from 1): its kernel run again by the reference on what it was given."""
         call = [call for call in self.plan.calls if call.is_check][number - 1]
         operands = [
@@ -114,4 +114,4 @@ def _body(call: Call) -> Graph:
 
 def _view(address: int, type: TensorType) -> Array:
     memory = (ctypes.c_char * type.nbytes).from_address(address)
-    return np.frombuffer(memory, type.dtype.numpy).reshape(type.extents)
+    return np.frombuffer(memoryview(memory), type.dtype.numpy).reshape(type.extents)

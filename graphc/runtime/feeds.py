@@ -37,8 +37,9 @@ def conform(value: Value, given: Any) -> Array:
     """`given` as an aligned C-contiguous array of the value's dtype and rank.
 
     Lists and numbers are converted; an array is converted where that loses nothing (`numpy.can_cast(..., "safe")`:
-    another byte order, int32 to int64), copied where it is not contiguous, and refused otherwise. Raises FeedTypeError for
-    a dtype and FeedError for a rank or extent that does not fit.
+    another byte order, int32 to int64), copied where it is not contiguous, and refused otherwise.
+
+    Raises FeedTypeError for a dtype, and FeedError for a rank or extent, that does not fit.
     """
     wanted = value.dtype.numpy
     if type(given) is np.ndarray and given.dtype == wanted and given.flags.c_contiguous and given.flags.aligned:
