@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,22 +52,29 @@ class Executable:
                 raise self._failure(failed, self.table)
         return outputs
 
-    def cycles(self, inputs: Sequence[Array], state: Sequence[Array], repeat: int) -> Array:
-        """Cycles of each plan step, one row per repetition, with outputs thrown away and state restored."""
+    def times(self, inputs: Sequence[Array], state: Sequence[Array], repeat: int) -> Array:
+        """Seconds of each step of the plan, one row per repetition, on a copy of the state.
+
+        The processor's counter is read around each call; the whole step, timed from outside, says how fast it counts.
+        """
         timed = compile(code.emit_timed(self.plan, self.kernels), self._symbols())
         run = _STEP(timed.address(code.NAME))
         counts = np.zeros((repeat, len(self.plan.steps) + 1), np.int64)
+        elapsed = 0.0
         with self.lock:
-            scratch = [array.copy() for array in state]
-            outputs = self._enter(inputs, scratch)
+            copies = [array.copy() for array in state]
+            outputs = self._enter(inputs, copies)
             table = (ctypes.c_uint64 * (len(self.table) + 1))(*self.table)
             for row in counts:
                 table[len(self.table)] = row.ctypes.data
+                start = time.perf_counter()
                 failed = run(ctypes.addressof(table))
+                elapsed += time.perf_counter() - start
                 if failed:
                     raise self._failure(failed, table)
             del outputs
-        return np.diff(counts, axis=1)
+        cycles = np.diff(counts, axis=1)
+        return cycles * (elapsed / max(1, cycles.sum()))
 
     def _enter(self, inputs: Sequence[Array], state: Sequence[Array]) -> list[Array]:
         outputs = [np.empty(type.extents, type.dtype.numpy) for type in self.results]

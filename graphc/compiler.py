@@ -1,0 +1,241 @@
+"""`compile`: from tensors to something that can be called.
+
+A `Function` keeps the graph, and compiles it once for each set of sizes of its named dimensions. It holds no numbers of
+its own: parameters and other state live in the front end's tensors, so several functions share them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat as forever
+from typing import Any
+
+import numpy as np
+
+from graphc import compare, pipeline, reference, settings
+from graphc.errors import ArgumentError, StateError
+from graphc.frontend.tensor import State, Tensor
+from graphc.ir import graph as ir
+from graphc.ir.binding import bind, names_of, sizes_of
+from graphc.ir.graph import Graph, Value, topological
+from graphc.pipeline import Compilation
+from graphc.plan import Plan
+from graphc.runtime import profile as profiling
+from graphc.runtime.feeds import conform, ordered
+
+Array = np.ndarray[Any, Any]
+MODES = ("native", "interpret", "check")
+
+
+def compile(
+    inputs: Tensor | Iterable[Tensor],
+    outputs: Tensor | Sequence[Tensor],
+    updates: Mapping[State, Tensor] | None = None,
+    *,
+    mode: str = "native",
+    threads: int | None = None,
+    name: str = "step",
+) -> Function:
+    """A function that computes `outputs` from arrays for `inputs` and then sets every state in `updates`.
+
+    inputs   placeholders, in the order of the call's arguments
+    outputs  one tensor, or a sequence of them: a call returns an array (a NumPy scalar for shape ()), or a tuple
+    updates  parameter or buffer -> its next value, as `optimizer.minimize(loss)` gives; all are set at once, after
+             everything has been computed, or not at all
+    mode     "native"; "interpret": NumPy, unoptimised; "check": both, compared on every call
+    threads  native threads, by default GRAPHC_THREADS or 1; results have the same bits for any number
+
+    Raises ArgumentError for a placeholder that is needed and not among `inputs`, and for what is no tensor.
+    """
+    if mode not in MODES:
+        raise ArgumentError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    threads = threads if threads is not None else settings.threads() or 1
+    if threads < 1:
+        raise ArgumentError(f"threads must be at least 1, not {threads}")
+    given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    single = isinstance(outputs, Tensor)
+    wanted = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    graph, state = trace(given, wanted, updates or {}, name)
+    return Function(graph, state, mode=mode, threads=threads, single=single)
+
+
+def trace(
+    inputs: Sequence[Tensor], outputs: Sequence[Tensor], updates: Mapping[State, Tensor], name: str
+) -> tuple[Graph, tuple[State, ...]]:
+    """The graph behind tensors, and the holders of its state in the graph's order."""
+    for tensor in (*inputs, *outputs, *updates.values()):
+        if not isinstance(tensor, Tensor):
+            raise ArgumentError(f"compile takes tensors, not {type(tensor).__name__}")
+    values = [tensor.value for tensor in inputs]
+    if len(set(values)) < len(values) or any(value.node is not None for value in values):
+        raise ArgumentError("inputs must be distinct placeholders")
+    results = [tensor.value for tensor in (*outputs, *updates.values())]
+    reached = [v for node in topological(results) for v in node.inputs if v.node is None]
+    reached += [value for value in results if value.node is None]
+    holders: dict[Value, State] = {}
+    for value in dict.fromkeys(reached):
+        holder = State.holding(value)
+        if holder is not None:
+            holders[value] = holder
+        elif value not in values:
+            raise ArgumentError(f"placeholder {value.name}: {value.type} is needed, but is not among the inputs")
+    for target in updates:
+        holders.setdefault(target.value, target)
+    _name_apart([*values, *holders])
+    following = [(target.value, tensor.value) for target, tensor in updates.items()]
+    for target, tensor in following:
+        if target.type != tensor.type:
+            raise ArgumentError(f"{target.name} is {target.type}; its update is {tensor.type}")
+    graph = ir.build(name, values, [tensor.value for tensor in outputs], following, holders)
+    return graph, tuple(holders[value] for value in graph.state)
+
+
+def _name_apart(values: Iterable[Value]) -> None:
+    """Give each value a name that no other has: its own, or with a number behind it."""
+    taken: set[str] = set()
+    for value in values:
+        stem, number = value.name or "state", 1
+        while value.name in taken or not value.name:
+            number += 1
+            value.name = f"{stem}_{number}"
+        taken.add(value.name)
+
+
+class Function:
+    """A compiled graph. Call it with arrays, positionally or by name."""
+
+    def __init__(
+        self, graph: Graph, state: tuple[State, ...], *, mode: str = "native", threads: int = 1, single: bool = False
+    ) -> None:
+        self.graph, self.state, self.mode, self.threads = graph, state, mode, threads
+        self._single = single
+        self._types = [value.type for value in graph.state]
+        self._compiled: dict[tuple[tuple[int, ...], ...], Compilation] = {}
+        self._latest: Compilation | None = None
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """One step: the outputs, with every update done.
+
+        Raises FeedTypeError and FeedError for arrays that do not fit, StateError when a parameter has changed its type
+        since, and IndexRangeError for an index (a label) outside its range; the state then is as it was.
+        """
+        arrays = self._feeds(args, named)
+        state = self._state()
+        if self.mode == "interpret":
+            results = self._interpret(arrays, state)
+        else:
+            compilation = self._compilation(tuple(array.shape for array in arrays))
+            results = self._native(compilation, arrays, state)
+        plain = [array[()] if array.ndim == 0 else array for array in results]
+        return plain[0] if self._single else tuple(plain)
+
+    def ir(self, stage: str = "graph", **sizes: int) -> str:
+        """A stage as text: `graph`, `bind`, each pass, `fused`, `plan`, `loops`, `llvm`, `assembly`.
+
+        `sizes` gives numbers to named dimensions; without them it is the version that ran last.
+        """
+        return str(self.graph) if stage == "graph" else self.compilation(**sizes).text(stage)
+
+    @property
+    def plan(self) -> Plan:
+        """The memory plan of the version that ran last."""
+        return self.compilation().plan
+
+    def profile(self, *args: Any, repeat: int = 20, **named: Any) -> profiling.Profile:
+        """Time of each call of the step on these feeds, by default on random ones of the sizes that ran last.
+
+        The state stays as it is.
+        """
+        if args or named:
+            arrays = self._feeds(args, named)
+            compilation = self._compilation(tuple(array.shape for array in arrays))
+        else:
+            compilation = self.compilation()
+            arrays = profiling.example_feeds([value.type for value in compilation.plan.graph.inputs])
+        return profiling.measure(compilation.executable, arrays, self._state(), repeat)
+
+    def compilation(self, **sizes: int) -> Compilation:
+        """Everything that was made for the given sizes of named dimensions, or for those that ran last."""
+        if not sizes and self._latest is not None:
+            return self._latest
+        missing = sorted(names_of((*self.graph.inputs, *self.graph.state)) - set(sizes))
+        if missing:
+            raise ArgumentError(f"say how large {missing[0]} is ({missing[0]}=64), or call the function first")
+        bound = bind(self.graph, sizes)
+        return self._compilation(tuple(value.type.extents for value in bound.inputs))
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{value.name}: {value.type}" for value in self.graph.inputs)
+        return f"<graphc function {self.graph.name}({inputs}), {self.mode}, {len(self.state)} states>"
+
+    # Arrays ----------------------------------------------------------------------------------------------------
+
+    def _feeds(self, args: tuple[Any, ...], named: dict[str, Any]) -> list[Array]:
+        values = self.graph.inputs
+        return [conform(value, given) for value, given in zip(values, ordered(values, args, named), strict=True)]
+
+    def _state(self) -> list[Array]:
+        arrays = [holder.data for holder in self.state]
+        for value, array in zip(self.graph.state, arrays, strict=True):
+            if array.shape != value.type.shape or array.dtype != value.dtype.numpy:
+                raise StateError(
+                    f"{value.name} was {value.type} when {self.graph.name} was compiled and is now "
+                    f"{array.dtype}{list(array.shape)}; compile again"
+                )
+        return arrays
+
+    def _compilation(self, shapes: tuple[tuple[int, ...], ...]) -> Compilation:
+        found = self._compiled.get(shapes)
+        if found is None:
+            found = pipeline.build(self.graph, sizes_of(self.graph.inputs, shapes))
+            self._compiled[shapes] = found
+        self._latest = found
+        return found
+
+    # Running ---------------------------------------------------------------------------------------------------
+
+    def _native(self, compilation: Compilation, arrays: list[Array], state: list[Array]) -> list[Array]:
+        if self.graph.next:
+            arrays = [_apart(array, state) for array in arrays]
+        if self.mode != "check":
+            return compilation.executable(arrays, state)
+        before = [array.copy() for array in state]
+        wanted, following = reference.run(compilation.stages["bind"], [*arrays, *before])
+        found = compilation.executable(arrays, state)
+        try:
+            self._require_close(compilation, [*found, *self._next(state)], [*wanted, *following])
+        except Exception:
+            self._commit(state, before)
+            compare.require_equal_kernels(compilation.executable, [*arrays, *before])
+            raise
+        return found
+
+    def _require_close(self, compilation: Compilation, found: list[Array], wanted: list[Array]) -> None:
+        names = [f"output {n}" for n in range(len(self.graph.outputs))] + [s.name for s, _ in self.graph.next]
+        for name, array, other in zip(names, found, wanted, strict=True):
+            compare.require_close(array, other, compilation.stages["bind"], name)
+
+    def _interpret(self, arrays: list[Array], state: list[Array]) -> list[Array]:
+        sizes = sizes_of(self.graph.inputs, [array.shape for array in arrays])
+        results, following = reference.run(bind(self.graph, sizes), [*arrays, *state])
+        outputs = [array.copy() for array in results]
+        self._commit(self._next(state), [array.copy() for array in following])
+        return outputs
+
+    def _next(self, state: list[Array]) -> list[Array]:
+        """The arrays of the states that a step updates."""
+        place = dict(zip(self.graph.state, state, strict=True))
+        return [place[value] for value, _ in self.graph.next]
+
+    @staticmethod
+    def _commit(targets: list[Array], sources: list[Array]) -> None:
+        """Copy all, in one call that an interrupt cannot divide."""
+        deque(map(np.ndarray.__setitem__, targets, forever(...), sources), maxlen=0)
+
+
+def _apart(array: Array, state: list[Array]) -> Array:
+    """The array, or a copy where it shares memory with a state, which the step overwrites."""
+    if any(np.may_share_memory(array, other) for other in state):
+        return array.copy()
+    return array

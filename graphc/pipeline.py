@@ -1,0 +1,120 @@
+"""The whole pipeline on one page: a graph and the sizes of its named dimensions in, machine code out.
+
+    graph -> bind -> passes -> plan -> loops -> LLVM -> Executable
+
+Nothing here decides anything; each stage is a value that can be printed (`Compilation.text`).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+from graphc import settings
+from graphc.codegen import step as code
+from graphc.codegen.jit import compile, host_target
+from graphc.errors import ArgumentError
+from graphc.ir.binding import bind
+from graphc.ir.graph import Graph, Node
+from graphc.ir.op import Call
+from graphc.ir.signature import signature
+from graphc.loops import text as loop_text
+from graphc.loops.ir import Function
+from graphc.loops.lower import lower
+from graphc.loops.target import Target
+from graphc.passes import manager
+from graphc.plan import Plan, make
+from graphc.runtime.executable import Executable
+
+PASSES = (
+    "simplify",  # first: what it rewrites (log of softmax, broadcasts) would hide behind folded constants and kernels
+    "fold",  # simplify leaves constants side by side
+    "cse",  # folding makes equal constants equal nodes
+    "dce",  # what the others left behind must not be fused
+    "fuse",  # last: kernels are opaque to all of the above
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Compilation:
+    """Everything that was made of a graph for one set of sizes. `stages`: the graph after each pass, by its name."""
+
+    stages: Mapping[str, Graph]
+    ledger: manager.Ledger
+    plan: Plan
+    functions: Mapping[Node, Function]
+    executable: Executable
+
+    def text(self, stage: str) -> str:
+        """A stage as text: `graph`, `bind`, a pass, `plan`, `loops`, `llvm` (optimised) or `assembly`."""
+        makers = {
+            **{name: functools.partial(str, graph) for name, graph in self.stages.items()},
+            "fused": lambda: str(self.stages["fuse"]),
+            "plan": lambda: str(self.plan),
+            "loops": lambda: "\n".join(map(loop_text.print_function, self.kernels.values())),
+            "llvm": lambda: self.executable.compiled.optimized_llvm,
+            "assembly": self.executable.compiled.assembly,
+        }
+        if stage not in makers:
+            raise ArgumentError(f"there is no stage {stage!r}; there are {', '.join(makers)}")
+        return makers[stage]()
+
+    @property
+    def kernels(self) -> dict[str, Function]:
+        """The distinct kernels by name."""
+        return {function.name: function for function in self.functions.values()}
+
+
+def build(graph: Graph, sizes: Mapping[str, int]) -> Compilation:
+    """Compile `graph` for the given sizes of its named dimensions."""
+    target = host_target()
+    stages = {"graph": graph, "bind": bind(graph, sizes)}
+    fused, ledger = manager.run(stages["bind"], PASSES, observe=stages.__setitem__)
+    functions = lower_kernels(fused, target)
+    plan = make(fused, {node: code.scratch_bytes(function) for node, function in functions.items()})
+    compiled = compile(code.emit_kernels(plan, functions, target))
+    found = Compilation(stages, ledger, plan, functions, Executable(plan, functions, compiled))
+    _report(found)
+    return found
+
+
+def lower_kernels(graph: Graph, target: Target) -> dict[Node, Function]:
+    """The loops of every kernel node. Kernels with equal bodies share one function."""
+    known: dict[Hashable, Function] = {}
+    taken: dict[str, int] = {}
+    found: dict[Node, Function] = {}
+    for node in graph.nodes:
+        if not isinstance(node.op.kind, Call):
+            continue
+        key = signature(node.attrs["body"])
+        if key not in known:
+            known[key] = lower(node.attrs["body"], _unique(node.attrs["name"], taken), target)
+        found[node] = known[key]
+    return found
+
+
+def _unique(name: str, taken: dict[str, int]) -> str:
+    """A name for a native function: the kernel's, numbered from its second use."""
+    name = re.sub(r"\W", "_", name)
+    taken[name] = taken.get(name, 0) + 1
+    return f"k_{name}" if taken[name] == 1 else f"k_{name}_{taken[name]}"
+
+
+def _report(compilation: Compilation) -> None:
+    """What GRAPHC_DEBUG and GRAPHC_DUMP ask for."""
+    level, directory = settings.debug(), settings.dump_directory()
+    if level >= 1:
+        print(f"graphc: compiled {compilation.plan!r}, {len(compilation.kernels)} kernels")
+    if level >= 2:
+        print(compilation.ledger)
+    if level >= 3:
+        print(compilation.text("fused"))
+    if level >= 4:
+        print(compilation.text("loops"))
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        name = compilation.plan.graph.name
+        for number, stage in enumerate((*compilation.stages, "plan", "loops", "llvm", "assembly")):
+            (directory / f"{name}.{number:02d}.{stage}.txt").write_text(compilation.text(stage))
