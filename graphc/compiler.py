@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat as forever
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from graphc.ir.graph import Graph, Value, topological
 from graphc.pipeline import Compilation
 from graphc.plan import Plan
 from graphc.runtime import profile as profiling
-from graphc.runtime.feeds import conform, ordered
+from graphc.runtime.feeds import conform, examples, ordered
 
 Array = np.ndarray[Any, Any]
 MODES = ("native", "interpret", "check")
@@ -102,13 +102,20 @@ def _name_apart(values: Iterable[Value]) -> None:
         taken.add(value.name)
 
 
+class Holder(Protocol):
+    """What keeps the array of a state between calls."""
+
+    @property
+    def data(self) -> Array: ...
+
+
 class Function:
     """A compiled graph. Call it with arrays, positionally or by name."""
 
     def __init__(
-        self, graph: Graph, state: tuple[State, ...], *, mode: str = "native", threads: int = 1, single: bool = False
+        self, graph: Graph, state: Sequence[Holder], *, mode: str = "native", threads: int = 1, single: bool = False
     ) -> None:
-        self.graph, self.state, self.mode, self.threads = graph, state, mode, threads
+        self.graph, self.state, self.mode, self.threads = graph, tuple(state), mode, threads
         self._single = single
         self._types = [value.type for value in graph.state]
         self._compiled: dict[tuple[tuple[int, ...], ...], Compilation] = {}
@@ -120,7 +127,7 @@ class Function:
         Raises FeedTypeError and FeedError for arrays that do not fit, StateError when a parameter has changed its type
         since, and IndexRangeError for an index (a label) outside its range; the state then is as it was.
         """
-        arrays = self._feeds(args, named)
+        arrays = self.feeds(*args, **named)
         state = self._state()
         if self.mode == "interpret":
             results = self._interpret(arrays, state)
@@ -148,11 +155,10 @@ class Function:
         The state stays as it is.
         """
         if args or named:
-            arrays = self._feeds(args, named)
-            compilation = self._compilation(tuple(array.shape for array in arrays))
+            arrays, compilation = self.feeds(*args, **named), self.compilation_for(*args, **named)
         else:
             compilation = self.compilation()
-            arrays = profiling.example_feeds([value.type for value in compilation.plan.graph.inputs])
+            arrays = examples(compilation.stages["bind"])[: len(self.graph.inputs)]
         return profiling.measure(compilation.executable, arrays, self._state(), repeat)
 
     def compilation(self, **sizes: int) -> Compilation:
@@ -165,15 +171,20 @@ class Function:
         bound = bind(self.graph, sizes)
         return self._compilation(tuple(value.type.extents for value in bound.inputs))
 
+    def compilation_for(self, *args: Any, **named: Any) -> Compilation:
+        """Everything that was made for the sizes of these feeds."""
+        return self._compilation(tuple(array.shape for array in self.feeds(*args, **named)))
+
+    def feeds(self, *args: Any, **named: Any) -> list[Array]:
+        """The arrays of a call as the native step reads them: in order, contiguous, of the inputs' dtypes."""
+        values = self.graph.inputs
+        return [conform(value, given) for value, given in zip(values, ordered(values, args, named), strict=True)]
+
     def __repr__(self) -> str:
         inputs = ", ".join(f"{value.name}: {value.type}" for value in self.graph.inputs)
         return f"<graphc function {self.graph.name}({inputs}), {self.mode}, {len(self.state)} states>"
 
     # Arrays ----------------------------------------------------------------------------------------------------
-
-    def _feeds(self, args: tuple[Any, ...], named: dict[str, Any]) -> list[Array]:
-        values = self.graph.inputs
-        return [conform(value, given) for value, given in zip(values, ordered(values, args, named), strict=True)]
 
     def _state(self) -> list[Array]:
         arrays = [holder.data for holder in self.state]

@@ -51,7 +51,7 @@ class Compilation:
         """A stage as text: `graph`, `bind`, a pass, `plan`, `loops`, `llvm` (optimised) or `assembly`."""
         makers = {
             **{name: functools.partial(str, graph) for name, graph in self.stages.items()},
-            "fused": lambda: str(self.stages["fuse"]),
+            "fused": lambda: str(self.plan.graph),
             "plan": lambda: str(self.plan),
             "loops": lambda: "\n".join(map(loop_text.print_function, self.kernels.values())),
             "llvm": lambda: self.executable.compiled.optimized_llvm,
@@ -71,13 +71,21 @@ def build(graph: Graph, sizes: Mapping[str, int]) -> Compilation:
     """Compile `graph` for the given sizes of its named dimensions."""
     target = host_target()
     stages = {"graph": graph, "bind": bind(graph, sizes)}
-    fused, ledger = manager.run(stages["bind"], PASSES, observe=stages.__setitem__)
+    fused, ledger = manager.run(stages["bind"], passes_for(stages["bind"]), observe=stages.__setitem__)
     functions = lower_kernels(fused, target)
     plan = make(fused, {node: code.scratch_bytes(function) for node, function in functions.items()})
     compiled = compile(code.emit_kernels(plan, functions, target))
     found = Compilation(stages, ledger, plan, functions, Executable(plan, functions, compiled))
     _report(found)
     return found
+
+
+def passes_for(graph: Graph) -> tuple[str, ...]:
+    """All passes; none for a graph that is fused already (a dump that was read back), so that it runs as it is written."""
+    if any(isinstance(node.op.kind, Call) for node in graph.nodes):
+        loose = [n for n in graph.nodes if not isinstance(n.op.kind, Call) and n.op.name not in ("reshape", "constant")]
+        return ("inline", *PASSES) if loose else ()
+    return PASSES
 
 
 def lower_kernels(graph: Graph, target: Target) -> dict[Node, Function]:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from graphc.errors import FeedError, FeedTypeError
-from graphc.ir.graph import Value
+from graphc.ir.graph import Graph, Value
+from graphc.ir.types import DType
 
 Array = np.ndarray[Any, Any]
 
@@ -66,3 +67,36 @@ def _converted(value: Value, given: Any, wanted: np.dtype[Any]) -> Array:
         hint = "" if array.dtype.hasobject else f"; convert it with .astype(numpy.{wanted.name})"
         raise FeedTypeError(f"input {value.name} is {value.type}, not an array of {array.dtype}{hint}")
     return np.require(array, wanted.newbyteorder("="), ["C", "A"]).view(np.ndarray)
+
+
+def examples(graph: Graph, seed: int = 0) -> list[Array]:
+    """Random arrays for the inputs, then the state, of a bound graph: normal floats, integers that pass its checks."""
+    random = np.random.default_rng(seed)
+    limits = _limits(graph)
+    return [_example(value, limits.get(value, 1), random) for value in (*graph.inputs, *graph.state)]
+
+
+def _example(value: Value, limit: int, random: np.random.Generator) -> Array:
+    shape, dtype = value.type.extents, value.dtype
+    if dtype.is_float:
+        return random.standard_normal(shape).astype(dtype.numpy)
+    return random.integers(0, 2 if dtype is DType.BOOL else max(1, limit), shape).astype(dtype.numpy)
+
+
+def _limits(graph: Graph) -> dict[Value, int]:
+    """For each value that a check or a gather takes as an index: how large it may be."""
+    found: dict[Value, int] = {}
+    for node in graph.nodes:
+        inner = _limits(node.attrs["body"]) if "body" in node.attrs else {}
+        for value, parameter in zip(node.inputs, node.attrs["body"].inputs if inner else (), strict=False):
+            if parameter in inner:
+                found[value] = min(inner[parameter], found.get(value, inner[parameter]))
+        match node.op.name:
+            case "check_index":
+                value, limit = node.inputs[0], node.attrs["size"]
+            case "gather":
+                value, limit = node.inputs[1], node.inputs[0].type.extents[node.attrs["axis"]]
+            case _:
+                continue
+        found[value] = min(limit, found.get(value, limit))
+    return found

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from graphc.ir.types import TensorType
 from graphc.passes.manager import work_of
 from graphc.plan import Call
 from graphc.runtime.executable import Executable
@@ -74,14 +73,3 @@ def measure(executable: Executable, inputs: Sequence[Array], state: Sequence[Arr
         else:
             rows.append(Row("copy", "", float(elapsed), 0, 2 * step.bytes))
     return Profile(tuple(rows))
-
-
-def example_feeds(types: Sequence[TensorType]) -> list[Array]:
-    """Arrays to time a step with: normal numbers, and zeros for integers, which every index range admits."""
-    random = np.random.default_rng(0)
-    return [
-        random.standard_normal(t.extents).astype(t.dtype.numpy)
-        if t.dtype.is_float
-        else np.zeros(t.extents, t.dtype.numpy)
-        for t in types
-    ]
