@@ -12,7 +12,7 @@ from graphc.loops.ir import Function
 from graphc.loops.maps import lower_map
 from graphc.loops.opaque import lower_opaque
 from graphc.loops.rows import lower_rows
-from graphc.loops.schedule import ColumnsSchedule, MapSchedule, RowsSchedule, Schedule, choose
+from graphc.loops.schedule import ColumnsSchedule, ContractSchedule, MapSchedule, RowsSchedule, Schedule, choose
 from graphc.loops.target import Target
 from graphc.passes.forms import Contract, Map, Opaque, Rows, classify
 
@@ -28,7 +28,7 @@ def lower(body: Graph, name: str, target: Target, schedule: Schedule | None = No
         case None:
             raise LoweringError(f"kernel {name} has no form: it cannot be lowered as one kernel")
         case Contract():
-            return contract.lower(body, form, name, target, schedule)
+            schedule = schedule or contract.choose(body, form, target)
         case Map() | Rows() | Opaque():
             schedule = schedule or choose(body, form, target)
         case _:
@@ -42,4 +42,6 @@ def lower(body: Graph, name: str, target: Target, schedule: Schedule | None = No
             return lower_rows(body, form, name, schedule)
         case Rows(), ColumnsSchedule():
             return lower_columns(body, form, name, schedule)
+        case Contract(), ContractSchedule():
+            return contract.lower_contract(body, form, name, schedule)
     raise LoweringError(f"kernel {name} is a {type(form).__name__.lower()} kernel; its schedule is {schedule}")
