@@ -131,9 +131,12 @@ class _Lowering:
 
     def run(self) -> None:
         """Scratch copies of the operands, the tiles, the finals."""
-        if 0 not in self.form.space:
-            left, panel = self.operand(self.roles.left), self.panel()
-            self.tiles(left, panel)
+        if 0 in self.form.space:
+            pass
+        elif 0 in self.roles.extents:
+            self.tiles(None)  # a sum of nothing
+        else:
+            self.tiles((self.operand(self.roles.left), self.panel()))
         self.point.barriers.clear()
         for node in self.form.accumulations:
             partial = self.partials.get(node)
@@ -233,7 +236,7 @@ class _Lowering:
 
     # Tiles
 
-    def tiles(self, left: Element, panel: Element) -> None:
+    def tiles(self, factors: tuple[Element, Element] | None) -> None:
         """All tiles: outer axes and blocks of rows may be shared by threads; inside, panels, then tiles of rows."""
         roles, point = self.roles, self.point
         outer = [roles.group(axis) for axis in roles.outer]
@@ -255,7 +258,7 @@ class _Lowering:
         def block(number: Index, first: Index, length: int, height: int) -> None:
             for start, width in self.strips():
                 with self.strip(start, width) as first_column, point.loop("t", length) as tile:
-                    self.tile(number, first + tile * height, height, first_column, width, left, panel)
+                    self.tile(number, first + tile * height, height, first_column, width, factors)
 
         def outer_block(number: Index, first: Index, length: int) -> None:
             clear(number)
@@ -299,7 +302,13 @@ class _Lowering:
             yield number * width + start
 
     def tile(
-        self, block: Index, first_row: Index, height: int, first: Index, wide: int, left: Element, panel: Element
+        self,
+        block: Index,
+        first_row: Index,
+        height: int,
+        first: Index,
+        wide: int,
+        factors: tuple[Element, Element] | None,
     ) -> None:
         """One register tile: `height` rows from `first_row`, `wide` columns from `first`."""
         point, roles, lanes = self.point, self.roles, self.lanes
@@ -326,18 +335,20 @@ class _Lowering:
                         ):
                             body(row * slots + column)
 
-            factor: list[Expr] = []
-
-            def load_panel() -> None:
-                factor[:] = [panel()]
-
-            def multiply(slot: Index) -> None:
-                product = Scalar("fma", (left(), factor[0], point.load(acc, slot)), self.dtype)
-                point.store(acc, slot, product, self.form.contraction.location)
-
             each(lambda slot: point.store(acc, slot, zero))
-            with walk(point, [roles.group(axis) for axis in roles.depth], roles.variables):
-                each(multiply, load_panel)
+            if factors:
+                left, panel = factors
+                factor: list[Expr] = []
+
+                def load_panel() -> None:
+                    factor[:] = [panel()]
+
+                def multiply(slot: Index) -> None:
+                    product = Scalar("fma", (left(), factor[0], point.load(acc, slot)), self.dtype)
+                    point.store(acc, slot, product, self.form.contraction.location)
+
+                with walk(point, [roles.group(axis) for axis in roles.depth], roles.variables):
+                    each(multiply, load_panel)
             point.barriers[self.form.contraction.output] = self.reader(acc, slots, first_row, first)
             each(lambda slot: self.epilogue(block))
             del point.barriers[self.form.contraction.output]
