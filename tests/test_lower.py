@@ -67,7 +67,7 @@ def check(form: type[Form], inputs: list[Value], outputs: list[Value], schedules
     body = build("body", inputs, outputs)
     assert isinstance(classify(body), form)
     feeds = [feed(x) for x in inputs]
-    wanted = evaluate(body, feeds)
+    wanted, _ = evaluate(body, feeds)
     for text in schedules:
         function = lower(body, "body", AVX2, schedule.parse(text) if text else None)
         verify(function)

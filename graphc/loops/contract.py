@@ -175,7 +175,7 @@ class _Lowering:
         """How an element of the panel operand is had: in place, or from panels in scratch, k by k."""
         roles, operand = self.roles, self.roles.panel
         plain = is_plain(self.point, operand, roles)
-        stride = plain.coefficient(roles.variables[roles.cols]) if plain and roles.cols in roles.variables else 0  # type: ignore[index]
+        stride = plain.coefficient(roles.variables[roles.cols]) if plain and roles.cols in roles.variables else 0
         if plain is not None and (roles.cols is None or (stride == 1 and not self.schedule.pack)):
             return lambda: self.point.at(operand.value, operand.index(roles.variables))
         if roles.cols is None or (plain is not None and roles.extent(roles.rows) == 1):

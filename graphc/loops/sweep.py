@@ -18,7 +18,7 @@ from graphc.loops.nest import Group, axis_variables, collapse, identity
 from graphc.loops.point import Point, always
 from graphc.loops.schedule import COSTS, MapSchedule, cost, share
 from graphc.loops.totals import identity_of
-from graphc.passes.forms import Rows, levels, output_placement
+from graphc.passes.forms import Contract, Rows, levels, output_placement
 
 WORTH_KEEPING = 6  # scalar operations to compute an element again that cost more than storing and loading it
 
@@ -123,7 +123,7 @@ def plan_sweep(body: Graph, form: Rows, axes: tuple[int, ...], buffer: int) -> S
     )
 
 
-def accumulation_target(form: Rows, accumulation: Node) -> Index:
+def accumulation_target(form: Rows | Contract, accumulation: Node) -> Index:
     """The flat position in an accumulation's result, in index variables of the space."""
     (operand,) = accumulation.inputs
     here, placement = identity(form.space), output_placement(form, operand) or ()
