@@ -1,0 +1,499 @@
+"""Tensors: what users compute with. A `Tensor` is an IR value with operators.
+
+Here, and nowhere below, shapes are broadcast and dtypes promoted, by NumPy's rules (NEP 50: a Python number takes the
+dtype of the tensor that it meets). The IR receives explicit `broadcast` and `convert` nodes.
+
+State is a tensor whose value is fed by the array that it holds: a `Parameter`, which is trained, or a `Buffer`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from graphc import ops
+from graphc.errors import ArgumentError, DTypeError, ShapeError
+from graphc.ir import dim as dims
+from graphc.ir import source
+from graphc.ir.dim import Dim
+from graphc.ir.graph import Literal, Value
+from graphc.ir.types import DType, Shape, TensorType, as_dtype
+
+Array = np.ndarray[Any, Any]
+Number = bool | int | float
+Operand = "Tensor | Number | Array"
+
+
+class Tensor:
+    """A symbolic array. Made by `placeholder`, `Parameter`, `constant`, and by computing with others."""
+
+    __slots__ = ("__weakref__", "value")
+    __array_ufunc__ = None  # so that array + tensor asks the tensor
+    __hash__ = object.__hash__
+
+    def __init__(self, value: Value) -> None:
+        self.value = value
+
+    @property
+    def type(self) -> TensorType:
+        """Element type and shape."""
+        return self.value.type
+
+    @property
+    def shape(self) -> Shape:
+        """Extents: numbers, or named dimensions."""
+        return self.value.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.value.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.value.type.rank
+
+    @property
+    def name(self) -> str:
+        """Of a placeholder or state; empty for what is computed."""
+        return self.value.name
+
+    @property
+    def T(self) -> Tensor:
+        """The axes in opposite order."""
+        return Tensor(ops.transpose(self.value, perm=range(self.ndim)[::-1]))
+
+    def __repr__(self) -> str:
+        name = self.name or (self.value.node.op.name if self.value.node else "")
+        return f"<graphc tensor {name}: {self.type}>"
+
+    # Arithmetic ------------------------------------------------------------------------------------------------
+
+    def __add__(self, other: Any) -> Tensor:
+        return binary(ops.add, self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return binary(ops.add, other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return binary(ops.sub, self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return binary(ops.sub, other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return binary(ops.mul, self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return binary(ops.mul, other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return divide(other, self)
+
+    def __floordiv__(self, other: Any) -> Tensor:
+        return binary(ops.floor_div, self, other)
+
+    def __rfloordiv__(self, other: Any) -> Tensor:
+        return binary(ops.floor_div, other, self)
+
+    def __mod__(self, other: Any) -> Tensor:
+        return binary(ops.mod, self, other)
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return binary(ops.mod, other, self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return binary(ops.pow, self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return binary(ops.pow, other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return matmul(other, self)
+
+    def __neg__(self) -> Tensor:
+        return Tensor(ops.neg(self.value))
+
+    def __pos__(self) -> Tensor:
+        return self
+
+    def __abs__(self) -> Tensor:
+        return Tensor(ops.abs(self.value))
+
+    def __invert__(self) -> Tensor:
+        return Tensor(ops.logical_not(self.value))
+
+    def __and__(self, other: Any) -> Tensor:
+        return binary(ops.logical_and, self, other)
+
+    def __or__(self, other: Any) -> Tensor:
+        return binary(ops.logical_or, self, other)
+
+    def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
+        return binary(ops.equal, self, other)
+
+    def __ne__(self, other: object) -> Tensor:  # type: ignore[override]
+        return binary(ops.not_equal, self, other)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return binary(ops.less, self, other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return binary(ops.less_equal, self, other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return binary(ops.greater, self, other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return binary(ops.greater_equal, self, other)
+
+    def __bool__(self) -> NoReturn:
+        raise ArgumentError("a tensor has no truth value while the graph is built; use where()", source.here())
+
+    def __len__(self) -> int:
+        if not self.shape or not isinstance(self.shape[0], int):
+            raise ArgumentError(f"{self.type} has no length that is known while the graph is built", source.here())
+        return self.shape[0]
+
+    def __iter__(self) -> NoReturn:
+        raise ArgumentError(f"{self.type} cannot be iterated over; index it or use split()", source.here())
+
+    def __getitem__(self, key: Any) -> Tensor:
+        return index(self, key)
+
+    # Shape and dtype -------------------------------------------------------------------------------------------
+
+    def astype(self, dtype: Any) -> Tensor:
+        """The elements in another dtype; float to int truncates and saturates."""
+        return convert(self, as_dtype(dtype))
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """The elements, row by row, in another shape; one extent may be -1."""
+        return reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
+
+    def transpose(self, *axes: int) -> Tensor:
+        """The axes in another order, by default the opposite one."""
+        order = range(self.ndim)[::-1] if not axes else [axis_of(a, self.ndim) for a in axes]
+        return Tensor(ops.transpose(self.value, perm=order))
+
+
+# Leaves ---------------------------------------------------------------------------------------------------------
+
+
+def placeholder(name: str, shape: Sequence[Any] = (), dtype: Any = np.float32) -> Tensor:
+    """An input, fed on every call.
+
+    shape   extents: numbers, names of dimensions ("batch"; equal names are equal sizes), or sums of them
+
+    Raises ArgumentError for a name or extent that is none.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ArgumentError(f"a placeholder's name must be an identifier, not {name!r}", source.here())
+    return Tensor(Value(TensorType(as_dtype(dtype), as_shape(shape)), name=name))
+
+
+def constant(array: Any, dtype: Any = None) -> Tensor:
+    """A constant from an array, numbers or nested lists. Python floats become float32, Python ints int64."""
+    if isinstance(array, Tensor):
+        return array if dtype is None else convert(array, as_dtype(dtype))
+    found = np.asarray(array)
+    if dtype is not None:
+        found = found.astype(as_dtype(dtype).numpy)
+    elif not isinstance(array, np.ndarray | np.generic) and found.dtype == np.float64:
+        found = found.astype(np.float32)
+    return Tensor(ops.constant(value=Literal.of(found)))
+
+
+class _StateValue(Value):
+    """The value of a state; knows who holds its array."""
+
+    __slots__ = ("holder",)
+    holder: State
+
+
+class State(Tensor):
+    """A tensor with an array of its own, which compiled functions read, and replace where it is updated."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: Any, name: str = "") -> None:
+        array = np.array(data)  # a copy: nobody else holds the memory that steps write to
+        if not isinstance(data, np.ndarray | np.generic) and array.dtype == np.float64:
+            array = array.astype(np.float32)
+        dtype = as_dtype(array.dtype)
+        self._data: Array = np.require(array, dtype.numpy, ["C", "A", "W"])
+        value = _StateValue(TensorType(dtype, self._data.shape), name=name)
+        value.holder = self
+        super().__init__(value)
+
+    @property
+    def data(self) -> Array:
+        """The array itself: writing into it is seen by the next call."""
+        return self._data
+
+    @data.setter
+    def data(self, data: Any) -> None:
+        """Replace the array by a copy; it must have the same dtype, and the shape that compiled functions expect."""
+        self._data = np.array(data, self.dtype.numpy, order="C")
+
+    @staticmethod
+    def holding(value: Value) -> State | None:
+        """Whose value this is, if it is a state's."""
+        return value.holder if isinstance(value, _StateValue) else None
+
+    def rename(self, name: str) -> None:
+        """Set the name that printed graphs show."""
+        self.value.name = name
+
+    def __repr__(self) -> str:
+        return f"<graphc {type(self).__name__.lower()} {self.name}: {self.type}>"
+
+
+class Parameter(State):
+    """State that an optimiser trains. Holds a copy of `data`, an array of floats."""
+
+    __slots__ = ()
+
+
+class Buffer(State):
+    """State that is no parameter: a running mean, a momentum, a count."""
+
+    __slots__ = ()
+
+
+# Shapes ---------------------------------------------------------------------------------------------------------
+
+
+def as_shape(shape: Any) -> Shape:
+    """Extents from numbers, names and dimensions."""
+    return tuple(map(_as_dim, shape if isinstance(shape, tuple | list) else (shape,)))
+
+
+def _as_dim(extent: Any) -> Dim:
+    if isinstance(extent, str):
+        return dims.parse(extent)
+    if isinstance(extent, dims.Polynomial):
+        return extent
+    try:
+        number = operator.index(extent)
+    except TypeError:
+        raise ArgumentError(f"an extent must be a number or a name, not {extent!r}", source.here()) from None
+    if number < 0:
+        raise ArgumentError(f"an extent must not be negative: {number}", source.here())
+    return number
+
+
+def axis_of(axis: int, rank: int) -> int:
+    """`axis` counted from the front; raises ArgumentError when it is outside."""
+    if not isinstance(axis, int | np.integer) or not -rank <= axis < rank:
+        raise ArgumentError(f"axis {axis} is outside a shape of {rank} axes", source.here())
+    return int(axis) % rank
+
+
+def reshape(x: Tensor, shape: Sequence[Any]) -> Tensor:
+    """The elements in row-major order as `shape`, of which one extent may be -1."""
+    wanted = [d if d == -1 else _as_dim(d) for d in shape]
+    if wanted.count(-1) > 1:
+        raise ArgumentError(f"only one extent may be -1, not {list(shape)}", source.here())
+    if -1 in wanted:
+        rest = dims.product(d for d in wanted if d != -1)
+        try:
+            wanted[wanted.index(-1)] = dims.exact_div(x.type.size, rest)
+        except ShapeError:
+            raise ShapeError(f"{x.type} cannot be reshaped to {list(shape)}", source.here()) from None
+    return Tensor(ops.reshape(x.value, shape=wanted))
+
+
+def broadcast_shapes(*tensors: Tensor) -> Shape:
+    """The shape that NumPy's rules give: aligned at the end, extents equal or 1."""
+    rank = max((t.ndim for t in tensors), default=0)
+    result: list[Dim] = []
+    for axis in range(-rank, 0):
+        extents = [t.shape[axis] for t in tensors if t.ndim >= -axis]
+        found = {d for d in extents if d != 1}
+        if len(found) > 1:
+            raise ShapeError(_mismatch(tensors), source.here())
+        result.append(found.pop() if found else 1)
+    return tuple(result)
+
+
+def _mismatch(tensors: Iterable[Tensor]) -> str:
+    lines = ["shapes do not broadcast: " + " and ".join(str(t.type) for t in tensors)]
+    for number, tensor in enumerate(tensors):
+        node = tensor.value.node
+        if node is not None and node.location is not None:
+            lines.append(f"  operand {number} {tensor.type} is from {node.location}")
+        elif tensor.name:
+            lines.append(f"  operand {number} {tensor.type} is %{tensor.name}")
+    return "\n".join(lines)
+
+
+def broadcast_to(x: Tensor, shape: Shape) -> Tensor:
+    """The elements repeated along new and stretched axes, by NumPy's rules."""
+    if x.shape == shape:
+        return x
+    if x.ndim > len(shape):
+        raise ShapeError(f"{x.type} has more axes than [{','.join(map(str, shape))}]", source.here())
+    return Tensor(ops.broadcast(x.value, shape=shape, axes=range(len(shape) - x.ndim, len(shape))))
+
+
+# Dtypes ---------------------------------------------------------------------------------------------------------
+
+
+def convert(x: Tensor, dtype: DType) -> Tensor:
+    """The elements in another dtype; the tensor itself where it has that dtype."""
+    return x if x.dtype is dtype else Tensor(ops.convert(x.value, dtype=dtype))
+
+
+def promote(*operands: Any) -> list[Tensor]:
+    """The operands as tensors of one dtype, NumPy's result_type; Python numbers are weak."""
+    kinds: list[Any] = [x.dtype.numpy if isinstance(x, Tensor) else x for x in operands]
+    kinds = [k if isinstance(k, np.dtype | bool | int | float) else np.asarray(k).dtype for k in kinds]
+    if any(isinstance(k, complex) for k in kinds):
+        raise DTypeError("complex numbers are not supported", source.here())
+    try:
+        dtype = as_dtype(np.result_type(*kinds)) if any(isinstance(k, np.dtype) for k in kinds) else None
+    except (TypeError, OverflowError) as error:
+        raise DTypeError(f"no common dtype: {error}", source.here()) from None
+    return [_as_tensor(x, dtype) for x in operands]
+
+
+def _as_tensor(x: Any, dtype: DType | None) -> Tensor:
+    if isinstance(x, Tensor):
+        return x if dtype is None else convert(x, dtype)
+    if not isinstance(x, bool | int | float | list | tuple | np.ndarray | np.generic):
+        raise ArgumentError(f"expected a tensor, array or number, not {type(x).__name__}", source.here())
+    return constant(x, dtype)
+
+
+def binary(op: Callable[..., Value], a: Any, b: Any) -> Tensor:
+    """An elementwise op of two operands, which are promoted and broadcast."""
+    first, second = promote(a, b)
+    shape = broadcast_shapes(first, second)
+    return Tensor(op(broadcast_to(first, shape).value, broadcast_to(second, shape).value))
+
+
+def divide(a: Any, b: Any) -> Tensor:
+    """True division: integers give float64, as in NumPy."""
+    first, second = promote(a, b)
+    return binary(ops.div, _as_float(first), _as_float(second))
+
+
+def _as_float(x: Tensor) -> Tensor:
+    return x if x.dtype.is_float else convert(x, DType.F64)
+
+
+def as_float(x: Any) -> Tensor:
+    """A tensor that functions of real numbers accept: integers and bools become float64, as in NumPy."""
+    return _as_float(x if isinstance(x, Tensor) else constant(x))
+
+
+# Products -------------------------------------------------------------------------------------------------------
+
+
+def matmul(a: Any, b: Any) -> Tensor:
+    """NumPy's matmul: matrices in the last two axes, the others broadcast; a vector is a row left and a column right.
+
+    Raises ShapeError when the inner extents differ or an operand is a scalar.
+    """
+    first, second = promote(a, b)
+    if first.ndim == 0 or second.ndim == 0 or first.shape[-1] != second.shape[-2 if second.ndim > 1 else 0]:
+        raise ShapeError(f"matmul of {first.type} and {second.type}: inner extents differ", source.here())
+    batch = _joined(first.shape[:-2], second.shape[:-2])
+    first, one = _batched(first, batch, "mk")
+    second, two = _batched(second, batch, "kn")
+    result = BATCH[: len(batch)] + "".join(x for x in "mn" if x in one + two)
+    return Tensor(ops.contract(first.value, second.value, spec=f"{one},{two}->{result}"))
+
+
+BATCH = "abcdefghij"  # letters of batch axes
+
+
+def _batched(x: Tensor, batch: Shape, matrix: str) -> tuple[Tensor, str]:
+    """An operand of matmul with its batch axes broadcast, and its letters. One that has none is read by every batch."""
+    if x.ndim == 1:
+        return x, "k"
+    if x.ndim == 2:
+        return x, matrix
+    return broadcast_to(x, (*batch, *x.shape[-2:])), BATCH[: len(batch)] + matrix
+
+
+def _joined(*shapes: Shape) -> Shape:
+    return broadcast_shapes(*(Tensor(Value(TensorType(DType.BOOL, shape))) for shape in shapes))
+
+
+# Indexing -------------------------------------------------------------------------------------------------------
+
+
+def index(x: Tensor, key: Any) -> Tensor:
+    """`x[key]` for ints, slices with positive or negative steps, None, Ellipsis, and one integer tensor or array.
+
+    A negative int counts from the end. An integer tensor gathers; what it says is clamped into range.
+    """
+    keys = _complete(x, key)
+    axes = [k for k in keys if k is not None]
+    bounds = [_bounds(k, extent) for k, extent in zip(axes, x.shape, strict=True)]
+    value, everything = x.value, [(0, extent, 1) for extent in x.shape]
+    if bounds != everything:
+        steps = [abs(step) for _, _, step in bounds]
+        value = ops.slice(value, start=[b[0] for b in bounds], stop=[b[1] for b in bounds], step=steps)
+    backwards = [axis for axis, (_, _, step) in enumerate(bounds) if step < 0]
+    if backwards:
+        value = ops.reverse(value, axes=backwards)
+    extents, shape, gathered = iter(value.shape), list[Dim](), list[tuple[int, Any]]()
+    for k in keys:
+        extent = 1 if k is None else next(extents)
+        if not isinstance(k, int | np.integer | slice | None):
+            gathered.append((len(shape), k))
+        if not isinstance(k, int | np.integer):
+            shape.append(extent)
+    if tuple(shape) != value.shape:
+        value = ops.reshape(value, shape=shape)
+    for axis, indices in gathered:
+        value = ops.gather(value, constant(indices).value, axis=axis)
+    return Tensor(value)
+
+
+def _complete(x: Tensor, key: Any) -> list[Any]:
+    """The keys with one for each axis, and None where an axis is new."""
+    keys = list(key) if isinstance(key, tuple) else [key]
+    ellipses = [n for n, k in enumerate(keys) if k is Ellipsis]
+    used = sum(k is not None and k is not Ellipsis for k in keys)
+    if used > x.ndim or len(ellipses) > 1:
+        raise ArgumentError(f"{x.type} has {x.ndim} axes; [{', '.join(map(str, keys))}] has more", source.here())
+    if sum(not isinstance(k, int | np.integer | slice | None) for k in keys if k is not Ellipsis) > 1:
+        raise ArgumentError("only one axis may be indexed by a tensor", source.here())
+    place = ellipses[0] if ellipses else len(keys)
+    return [*keys[:place], *[slice(None)] * (x.ndim - used), *keys[place + 1 :]]
+
+
+def _bounds(key: Any, extent: Dim) -> tuple[Dim, Dim, int]:
+    """First element, the one behind the last, and the step (negative: taken in opposite order)."""
+    if isinstance(key, slice):
+        if key == slice(None):
+            return 0, extent, 1
+        if isinstance(extent, int):
+            chosen = range(extent)[key]
+            if not len(chosen):
+                return 0, 0, 1
+            low, high = min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1])
+            return low, high + 1, key.step or 1
+        if key.step in (None, 1):
+            first = 0 if key.start is None else key.start if key.start >= 0 else extent + key.start
+            last = extent if key.stop is None else key.stop if key.stop >= 0 else extent + key.stop
+            return first, last, 1
+        raise ShapeError(f"a slice with a step needs a number, not the dimension {extent}", source.here())
+    if isinstance(key, int | np.integer):
+        place: Dim = int(key) if key >= 0 else extent + int(key)
+        if isinstance(place, int) and (place < 0 or (isinstance(extent, int) and place >= extent)):
+            raise ArgumentError(f"index {key} is outside an axis of {extent}", source.here())
+        return place, place + 1, 1
+    return 0, extent, 1
