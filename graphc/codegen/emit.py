@@ -62,9 +62,7 @@ def emit(function: Function, target: Target, *, threaded: bool = False) -> str:
     return emit_module([function], target, threaded=threaded)
 
 
-def emit_module(
-    functions: Iterable[Function], target: Target, step: str = "", *, threaded: bool = False
-) -> str:
+def emit_module(functions: Iterable[Function], target: Target, step: str = "", *, threaded: bool = False) -> str:
     """A module with the functions and the text of whatever calls them."""
     module = Module(fma=target.fma)
     for function in functions:
@@ -130,23 +128,17 @@ class _Emitter:
             with self.memory.when(self.first_thread()):
                 self.block(body)
             return
-        pending: list[
-            tuple[bool, set[Buffer], set[Buffer]]
-        ] = []  # since the last barrier: alone, read, written
+        pending: list[tuple[bool, set[Buffer], set[Buffer]]] = []  # since the last barrier: alone, read, written
         for stmt in body:
             reads, writes = _memory(read([stmt])), _memory(written([stmt]))
             alone = bool(writes) and not _is_parallel(stmt)
-            if any(
-                not (alone and before) and (w & (reads | writes) or r & writes) for before, r, w in pending
-            ):
+            if any(not (alone and before) and (w & (reads | writes) or r & writes) for before, r, w in pending):
                 self.body.module.declare(BARRIER)
                 self.body.void("call void @barrier(ptr %team)")
                 pending.clear()
             pending.append((alone, reads, writes))
             if alone and written([stmt]) - writes - declared([stmt]):
-                raise LoweringError(
-                    f"kernel {self.kernel.name}: one loop writes memory and a local that outlives it"
-                )
+                raise LoweringError(f"kernel {self.kernel.name}: one loop writes memory and a local that outlives it")
             with self.memory.when(self.first_thread() if alone else None):
                 self.step(stmt)
 
@@ -257,9 +249,7 @@ class _Emitter:
             return
         self.memory.put_vector(buffer, place, self.spread(value), self.mask)
 
-    def reduce(
-        self, op: str, buffer: Buffer, index: tuple[Index, ...], offset: Offset | None, value: _Value
-    ) -> None:
+    def reduce(self, op: str, buffer: Buffer, index: tuple[Index, ...], offset: Offset | None, value: _Value) -> None:
         """Combine with an element, with a vector of them, or lane after lane where lanes may meet."""
         dtype = buffer.dtype
         place = self.memory.place(buffer, index, offset, safe=self.mask.full)

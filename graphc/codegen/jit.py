@@ -92,11 +92,7 @@ def optimize(module: llvm.ModuleRef, machine: llvm.TargetMachine, level: int) ->
 def _machine(name: str) -> llvm.TargetMachine:
     """A new machine for each engine, which takes it over."""
     cpu, features = _processor(name)
-    text = (
-        ",".join(f"{'+' if on else '-'}{feature}" for feature, on in features.items())
-        if name == "native"
-        else ""
-    )
+    text = ",".join(f"{'+' if on else '-'}{feature}" for feature, on in features.items()) if name == "native" else ""
     return _target().create_target_machine(cpu=cpu, features=text, opt=2, jit=True)
 
 

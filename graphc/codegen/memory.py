@@ -85,9 +85,7 @@ class Memory:
         self.body.void(f"br label %{behind}")
         self.body.start(behind)
 
-    def place(
-        self, buffer: Buffer, index: tuple[Index, ...], offset: Offset | None = None, *, safe: bool
-    ) -> Place:
+    def place(self, buffer: Buffer, index: tuple[Index, ...], offset: Offset | None = None, *, safe: bool) -> Place:
         """Where an element is; `safe`: surely inside the buffer, in every lane."""
         numbers = self.numbers
         flat = numbers.resolve(self._flatten(index, buffer.shape))
@@ -100,18 +98,12 @@ class Memory:
         if affine and stride in (0, 1) and not (offset and offset.varying):
             number = numbers.uniform(rest)
             if offset:
-                number = numbers.once(
-                    (number, "+", offset.operand), f"add nsw i64 {number}, {offset.operand}"
-                )
-            pointer = numbers.once(
-                (base, number), f"getelementptr{inbounds} {kind}, ptr {base}, i64 {number}"
-            )
+                number = numbers.once((number, "+", offset.operand), f"add nsw i64 {number}, {offset.operand}")
+            pointer = numbers.once((base, number), f"getelementptr{inbounds} {kind}, ptr {base}, i64 {number}")
             return Run(pointer) if stride else Element(pointer)
         operand, dtype = self._positions(flat, offset)
         pointers = f"getelementptr {kind}, ptr {base}, {llvm_type(dtype, numbers.lanes)} {operand}"
-        return Spread(
-            numbers.once((base, operand, dtype), pointers), affine and stride != 0 and offset is None
-        )
+        return Spread(numbers.once((base, operand, dtype), pointers), affine and stride != 0 and offset is None)
 
     def _positions(self, flat: Index, offset: Offset | None) -> tuple[str, DType]:
         numbers = self.numbers
@@ -136,15 +128,11 @@ class Memory:
 
     # Reading -------------------------------------------------------------------------------------------------
 
-    def element(
-        self, dtype: DType, place: Element, condition: str | None, otherwise: float | int | bool
-    ) -> str:
+    def element(self, dtype: DType, place: Element, condition: str | None, otherwise: float | int | bool) -> str:
         """One element; `otherwise` where the condition fails."""
         pointer, kind = place.pointer, memory_type(dtype)
         if condition is not None:
-            pointer = self.body.emit(
-                f"select i1 {condition}, ptr {pointer}, ptr {self._constant(dtype, otherwise)}"
-            )
+            pointer = self.body.emit(f"select i1 {condition}, ptr {pointer}, ptr {self._constant(dtype, otherwise)}")
         return self._register(self.body.emit(f"load {kind}, ptr {pointer}, align {dtype.itemsize}"), dtype, 1)
 
     def vector(self, buffer: Buffer, place: Run | Spread, mask: Mask, otherwise: float | int | bool) -> str:
@@ -184,9 +172,7 @@ class Memory:
             case Run(pointer) if mask.full or self._is_slot(buffer, mask):
                 if not mask.full:
                     before = self.vector(buffer, place, mask, 0)
-                    value = self.body.emit(
-                        f"select {self._bits} {mask.operand}, {vector} {value}, {vector} {before}"
-                    )
+                    value = self.body.emit(f"select {self._bits} {mask.operand}, {vector} {value}, {vector} {before}")
                 stored = self._bytes(value, dtype, lanes)
                 self.body.void(f"store {kind} {stored}, ptr {pointer}, align {dtype.itemsize}")
             case Run(pointer):

@@ -98,11 +98,7 @@ class Numbers:
             if factor != 1:
                 term = self.once((term, "*", factor), f"mul nsw i64 {term}, {factor}")
             total = self.once((total, "+", term), f"add nsw i64 {total}, {term}") if total else term
-        return (
-            self.once((total, "+", index.const), f"add nsw i64 {total}, {index.const}")
-            if index.const
-            else total
-        )
+        return self.once((total, "+", index.const), f"add nsw i64 {total}, {index.const}") if index.const else total
 
     def _atom(self, atom: Atom) -> str:
         match atom:
@@ -112,11 +108,7 @@ class Numbers:
                 shift = _shift(inner, divisor)
                 number = self.uniform(inner + shift * divisor)
                 quotient = self.once((number, "/", divisor), f"udiv i64 {number}, {divisor}")
-                return (
-                    self.once((quotient, "-", shift), f"sub nsw i64 {quotient}, {shift}")
-                    if shift
-                    else quotient
-                )
+                return self.once((quotient, "-", shift), f"sub nsw i64 {quotient}, {shift}") if shift else quotient
             case Mod(inner, divisor):
                 number = self.uniform(inner + _shift(inner, divisor) * divisor)
                 return self.once((number, "%", divisor), f"urem i64 {number}, {divisor}")
@@ -148,9 +140,7 @@ class Numbers:
         kind = llvm_type(dtype, self.lanes)
         match atom:
             case Var():
-                return (
-                    "<" + ", ".join(f"{llvm_type(dtype)} {factor * lane}" for lane in range(self.lanes)) + ">"
-                )
+                return "<" + ", ".join(f"{llvm_type(dtype)} {factor * lane}" for lane in range(self.lanes)) + ">"
             case Div(inner, divisor):
                 shift = _shift(inner, divisor)
                 term = self._divided("udiv", inner + shift * divisor, divisor, dtype)
@@ -161,9 +151,7 @@ class Numbers:
                 term = self._divided("urem", inner + _shift(inner, divisor) * divisor, divisor, dtype)
         if factor == 1:
             return term
-        return self.once(
-            (term, "*", factor, kind), f"mul {kind} {term}, {constant(factor, dtype, self.lanes)}"
-        )
+        return self.once((term, "*", factor, kind), f"mul {kind} {term}, {constant(factor, dtype, self.lanes)}")
 
     def _divided(self, instruction: str, inner: Index, divisor: int, dtype: DType) -> str:
         kind, number = llvm_type(dtype, self.lanes), self._lanewise(inner, dtype)
@@ -175,9 +163,7 @@ class Numbers:
         scalar, kind = llvm_type(dtype), llvm_type(dtype, self.lanes)
         if is_constant(operand):
             return f"splat ({scalar} {operand})"
-        first = self.once(
-            (operand, "insert", kind), f"insertelement {kind} poison, {scalar} {operand}, i64 0"
-        )
+        first = self.once((operand, "insert", kind), f"insertelement {kind} poison, {scalar} {operand}, i64 0")
         order = f"<{self.lanes} x i32> zeroinitializer"
         return self.once((first, "splat", kind), f"shufflevector {kind} {first}, {kind} poison, {order}")
 

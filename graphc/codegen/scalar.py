@@ -129,6 +129,7 @@ _NUMBER: dict[str, Callable[..., Lanes]] = {
     "neg": Lanes.__neg__,
     "abs": Lanes.__abs__,
     "sign": _sign,
+    "relu": lambda a: (a <= 0).select(a.like(0), a),
     "add": Lanes.__add__,
     "sub": Lanes.__sub__,
     "mul": Lanes.__mul__,

@@ -1,1 +1,1 @@
-"""What a program is: types, ops, values, nodes, graphs, and their text."""
+"""What a program is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-from graphc.ir.graph import Graph, Value
+from graphc.ir.graph import Graph, Node, Value
 
 
 def signature(graph: Graph) -> Hashable:
@@ -16,13 +16,15 @@ def signature(graph: Graph) -> Hashable:
     return (
         tuple(value.type for value in graph.inputs),
         tuple(value.type for value in graph.state),
-        tuple(
-            (node.op.name, tuple(number[v] for v in node.inputs), tuple(map(_attr, node.attrs.items())))
-            for node in graph.nodes
-        ),
+        tuple((node.op.name, tuple(number[v] for v in node.inputs), attributes(node)) for node in graph.nodes),
         tuple(number[value] for value in graph.outputs),
         tuple((number[state], number[value]) for state, value in graph.next),
     )
+
+
+def attributes(node: Node) -> Hashable:
+    """The attributes of a node as a hashable value."""
+    return tuple(map(_attr, node.attrs.items()))
 
 
 def _attr(item: tuple[str, Any]) -> Hashable:

@@ -80,9 +80,7 @@ def fma(a: Any, b: Any, c: Any) -> Any:
     if a.dtype == np.float32:
         with np.errstate(all="ignore"):
             return _fma32(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64))[()]
-    return np.array([_fma64(*map(float, t)) for t in zip(a.flat, b.flat, c.flat, strict=True)]).reshape(
-        a.shape
-    )[()]
+    return np.array([_fma64(*map(float, t)) for t in zip(a.flat, b.flat, c.flat, strict=True)]).reshape(a.shape)[()]
 
 
 def _fma32(a: Array, b: Array, c: Array) -> Array:
@@ -275,9 +273,7 @@ class _Machine:
 
     def inside(self, buffer: Buffer, offset: Array) -> None:
         if (offset < 0).any():
-            raise VerifyError(
-                f"kernel {self.name}: access outside {buffer.name}[{buffer.shape}] at {self.numbers}"
-            )
+            raise VerifyError(f"kernel {self.name}: access outside {buffer.name}[{buffer.shape}] at {self.numbers}")
 
     def exclusive(self, owner: Array, offset: Array, buffer: Buffer) -> None:
         if self.iteration and not np.isin(owner[offset], (0, self.iteration)).all():

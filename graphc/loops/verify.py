@@ -69,9 +69,7 @@ def verify(function: Function) -> None:
     )
     for buffer, space in spaces:
         if buffer.space is not space:
-            raise VerifyError(
-                f"kernel {function.name}: {buffer.name} is {buffer.space.value}, listed as {space.value}"
-            )
+            raise VerifyError(f"kernel {function.name}: {buffer.name} is {buffer.space.value}, listed as {space.value}")
     names = [buffer.name for buffer in parameters]
     if len(set(names)) < len(names):
         raise VerifyError(f"kernel {function.name}: two parameters of one name among {', '.join(names)}")
@@ -178,15 +176,11 @@ def _write(stmt: Store | Reduce | StoreAt, scope: _Scope) -> None:
                 scope.fail(f"{op} is not a reduction; those are {', '.join(REDUCE_SIGNS)}")
         case Store():
             if varies and not scope.varies(stmt.index):
-                scope.fail(
-                    f"the lanes of {scope.vector} store different values to one element of {buffer.name}"
-                )
+                scope.fail(f"the lanes of {scope.vector} store different values to one element of {buffer.name}")
     _access(buffer, stmt.index, scope, ())
     depends = scope.parallel is None or any(index.depends_on(scope.parallel) for index in stmt.index)
     if buffer in scope.shared and buffer.space is Space.LOCAL:
-        scope.fail(
-            f"parallel loop {scope.parallel} writes local {buffer.name}, which each thread has for itself"
-        )
+        scope.fail(f"parallel loop {scope.parallel} writes local {buffer.name}, which each thread has for itself")
     if buffer in scope.shared and not depends and not _pinned(scope):
         where = "an element given by data" if data else "the same element"
         scope.fail(f"every iteration of {scope.parallel} writes {where} of {buffer.name}")
@@ -289,9 +283,7 @@ def _divisors(index: Index) -> Iterator[int]:
 # Bounds ------------------------------------------------------------------------------------------------------
 
 
-def _access(
-    buffer: Buffer, index: tuple[Index, ...], scope: _Scope, conditions: tuple[Condition, ...]
-) -> None:
+def _access(buffer: Buffer, index: tuple[Index, ...], scope: _Scope, conditions: tuple[Condition, ...]) -> None:
     if scope.buffers.get(buffer.name) != buffer:
         scope.fail(f"buffer {buffer.name} is not in scope")
     if len(index) != len(buffer.shape):
@@ -305,9 +297,7 @@ def _access(
         low, high = bounds(place, around)
         if (low < 0 or high >= extent) and not _tried(place, extent, around):
             shown = " and ".join(map(str, around)) or "no condition"
-            scope.fail(
-                f"index {place} of {buffer.name} runs over {low}..{high}, outside 0..{extent - 1}, with {shown}"
-            )
+            scope.fail(f"index {place} of {buffer.name} runs over {low}..{high}, outside 0..{extent - 1}, with {shown}")
 
 
 def bounds(index: Index, conditions: Sequence[Condition]) -> tuple[int, int]:

@@ -43,7 +43,7 @@ def define(
 
 
 def _plain(attr: Any) -> Any:
-    if isinstance(attr, list | tuple):
+    if isinstance(attr, list | tuple | range):
         return tuple(map(_plain, attr))
     return attr.item() if isinstance(attr, np.generic) else attr
 

@@ -154,6 +154,11 @@ def _choice_vjp(better: str) -> Rule:
     return rule
 
 
+def _relu_vjp(cotangent: Value, node: Node) -> Sequence[Value]:
+    zero = ops.full_like(cotangent, 0)
+    return (ops.where(ops.less_equal(node.output, zero), zero, cotangent),)
+
+
 def _div_vjp(cotangent: Value, node: Node) -> Sequence[Value]:
     _, b = node.inputs
     share = ops.div(cotangent, b)
@@ -221,6 +226,9 @@ sigmoid: Constructor = _unary(
     "sigmoid", FLOATS, _wide(_sigmoid), _derivative(lambda x, y: ops.mul(y, _one_minus(y))), "1 / (1 + e**-x)"
 )
 erf: Constructor = _unary("erf", FLOATS, _wide(_erf), _derivative(_erf_slope), "the error function")
+relu: Constructor = _unary(  # a primitive, so that its gradient needs y alone: where y is kept, x need not be
+    "relu", NUMBERS, lambda x: np.where(x <= 0, np.zeros_like(x), x), _relu_vjp, "0 where x <= 0, else x; NaN for NaN"
+)
 logical_not: Constructor = _unary("logical_not", BOOLS, np.logical_not, _none, "not x")
 convert: Constructor = define(
     "convert",

@@ -1,0 +1,9 @@
+"""Graph to graph. Importing this fills `passes.manager.PASSES`."""
+
+from graphc.passes.cse import cse
+from graphc.passes.dce import dce
+from graphc.passes.fold import fold
+from graphc.passes.fuse import fuse, inline
+from graphc.passes.manager import PASSES
+
+__all__ = ["PASSES", "cse", "dce", "fold", "fuse", "inline"]

@@ -74,7 +74,8 @@ class Executable:
                     raise self._failure(failed, table)
             del outputs
         cycles = np.diff(counts, axis=1)
-        return cycles * (elapsed / max(1, cycles.sum()))
+        seconds: Array = cycles * (elapsed / max(1, int(cycles.sum())))
+        return seconds
 
     def _enter(self, inputs: Sequence[Array], state: Sequence[Array]) -> list[Array]:
         outputs = [np.empty(type.extents, type.dtype.numpy) for type in self.results]
