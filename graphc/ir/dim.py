@@ -13,6 +13,8 @@ from math import prod
 
 from graphc.errors import ArgumentError, ShapeError
 
+RESERVED = frozenset(("none", "true", "false", "inf", "nan", "f32", "f64", "i32", "i64", "bool"))  # words of IR text
+
 Monomial = tuple[str, ...]  # sorted names, repeated for powers; () is the constant
 
 
@@ -56,8 +58,8 @@ Dim = int | Polynomial
 
 def named(name: str) -> Polynomial:
     """The dimension called `name`, which must be an identifier."""
-    if not name.isidentifier():
-        raise ArgumentError(f"a dimension's name must be an identifier, not {name!r}")
+    if not name.isidentifier() or name in RESERVED:
+        raise ArgumentError(f"a dimension's name must be an identifier that text does not use, not {name!r}")
     return Polynomial((((name,), 1),))
 
 

@@ -144,14 +144,18 @@ class Graph:
         return found
 
     def __str__(self) -> str:
-        return _printer(self)
+        return _printer[-1](self)
 
     def __repr__(self) -> str:
         return f"<graph {self.name}: {len(self.inputs)} inputs, {len(self.state)} state, {len(self.nodes)} nodes>"
 
 
-def _printer(graph: Graph) -> str:
-    return graph.__repr__()
+_printer: list[Callable[[Graph], str]] = [repr]
+
+
+def set_printer(printer: Callable[[Graph], str]) -> None:
+    """What `str` of a graph is: `ir.text` comes after this module, and sets it."""
+    _printer.append(printer)
 
 
 def topological(results: Iterable[Value]) -> tuple[Node, ...]:

@@ -24,7 +24,7 @@ def signature(graph: Graph) -> Hashable:
 
 def attributes(node: Node) -> Hashable:
     """The attributes of a node as a hashable value."""
-    return tuple(map(_attr, node.attrs.items()))
+    return tuple(map(_attr, sorted(node.attrs.items())))
 
 
 def _attr(item: tuple[str, Any]) -> Hashable:
