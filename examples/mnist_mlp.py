@@ -80,7 +80,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
         print(
             f"epoch {epoch}: loss {losses[0]:.4f} -> {np.mean(losses[-50:]):.4f}, "
-            f"test accuracy {accuracy(test_x, test_y):.4f}, {seconds:.2f} s, {seconds / len(losses) * 1e6:.0f} µs per step"
+            f"test accuracy {accuracy(test_x, test_y):.4f}, {seconds / len(losses) * 1e6:.0f} µs per step"
         )
     print(step.profile(train_x[: options.batch], train_y[: options.batch]))
 

@@ -28,7 +28,7 @@ from graphc.plan import Plan, make
 from graphc.runtime.executable import Executable
 
 PASSES = (
-    # "simplify",  # first: what it rewrites (log of softmax, broadcasts) would hide behind folded constants and kernels
+    "simplify",  # first: what it rewrites (log of softmax, broadcasts) would hide behind folded constants and kernels
     "fold",  # simplify leaves constants side by side
     "cse",  # folding makes equal constants equal nodes
     "dce",  # what the others left behind must not be fused

@@ -5,5 +5,6 @@ from graphc.passes.dce import dce
 from graphc.passes.fold import fold
 from graphc.passes.fuse import fuse, inline
 from graphc.passes.manager import PASSES
+from graphc.passes.simplify import simplify
 
-__all__ = ["PASSES", "cse", "dce", "fold", "fuse", "inline"]
+__all__ = ["PASSES", "cse", "dce", "fold", "fuse", "inline", "simplify"]

@@ -1,0 +1,231 @@
+"""Equations between movements, and between movements and what they move to or from: functions from a value to another.
+
+Each takes a node of the ops that it is entered under, and returns what stands for its output, or None. What is moved late
+is moved less: elementwise work on repeated elements is done before they are repeated, and a transpose on either side of a
+contraction is a matter of its letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from graphc import ops
+from graphc.ir.graph import Node, Value, apply
+from graphc.ir.op import Elementwise
+from graphc.ops.contraction import letters
+from graphc.passes.fold import number_of
+
+Simplification = Callable[[Node], Value | None]
+
+
+def _made_by(value: Value, op: str) -> Node | None:
+    return value.node if value.node is not None and value.node.op.name == op else None
+
+
+def same(node: Node) -> Value | None:
+    """A movement that moves nothing: reshape to the same shape, transpose to the same order, slice of everything, ..."""
+    (x,) = node.inputs
+    attrs: dict[str, Any] = dict(node.attrs)
+    match node.op.name:
+        case "stop_gradient":
+            return x
+        case "convert":
+            return x if attrs["dtype"] is x.dtype else None
+        case "transpose":
+            return x if attrs["perm"] == tuple(range(x.type.rank)) else None
+        case "reverse":
+            return x if all(x.shape[a] == 1 for a in attrs["axes"]) else None
+        case "slice" if any(s != 1 for s in attrs["step"]):
+            return None
+        case "pad" if any(attrs["interior"]):
+            return None
+    return x if x.type == node.output.type else None
+
+
+def reshape_twice(node: Node) -> Value | None:
+    """reshape(reshape(x)) = reshape(x)"""
+    inner = _made_by(node.inputs[0], "reshape")
+    return ops.reshape(inner.inputs[0], shape=node.attrs["shape"]) if inner else None
+
+
+def transpose_twice(node: Node) -> Value | None:
+    """transpose(transpose(x)) = transpose(x)"""
+    inner = _made_by(node.inputs[0], "transpose")
+    if inner is None:
+        return None
+    return ops.transpose(inner.inputs[0], perm=[inner.attrs["perm"][p] for p in node.attrs["perm"]])
+
+
+def transpose_of_contract(node: Node) -> Value | None:
+    """transpose(contract(a, b)) = contract(a, b) with the result's letters in another order"""
+    inner = _made_by(node.inputs[0], "contract")
+    if inner is None:
+        return None
+    first, second, result = letters(inner.attrs["spec"])
+    order = "".join(result[p] for p in node.attrs["perm"])
+    return ops.contract(*inner.inputs, spec=f"{first},{second}->{order}")
+
+
+def contract_of_transpose(node: Node) -> Value | None:
+    """contract(transpose(a), b) = contract(a, b) with a's letters in another order"""
+    *parts, result = letters(node.attrs["spec"])
+    operands = list(node.inputs)
+    for number, value in enumerate(operands):
+        inner = _made_by(value, "transpose")
+        if inner is not None:
+            perm = inner.attrs["perm"]
+            parts[number] = "".join(parts[number][perm.index(a)] for a in range(len(perm)))
+            operands[number] = inner.inputs[0]
+    if operands == list(node.inputs):
+        return None
+    return ops.contract(*operands, spec=f"{parts[0]},{parts[1]}->{result}")
+
+
+def broadcast_twice(node: Node) -> Value | None:
+    """broadcast(broadcast(x)) = broadcast(x)"""
+    inner = _made_by(node.inputs[0], "broadcast")
+    if inner is None:
+        return None
+    axes = [node.attrs["axes"][a] for a in inner.attrs["axes"]]
+    return ops.broadcast(inner.inputs[0], shape=node.attrs["shape"], axes=axes)
+
+
+def broadcast_of_ones(node: Node) -> Value | None:
+    """broadcast(x) = broadcast(x without its axes of extent 1)"""
+    (x,), axes = node.inputs, node.attrs["axes"]
+    kept = [a for a, extent in enumerate(x.shape) if extent != 1]
+    if len(kept) == x.type.rank:
+        return None
+    flat = ops.reshape(x, shape=[x.shape[a] for a in kept])
+    return ops.broadcast(flat, shape=node.attrs["shape"], axes=[axes[a] for a in kept])
+
+
+def reshape_of_broadcast(node: Node) -> Value | None:
+    """reshape(broadcast(x)) = broadcast(x) where only axes of extent 1 come or go"""
+    inner = _made_by(node.inputs[0], "broadcast")
+    shape = node.attrs["shape"]
+    if inner is None or [d for d in shape if d != 1] != [d for d in inner.output.shape if d != 1]:
+        return None
+    places = [a for a, d in enumerate(shape) if d != 1]
+    full = [a for a, d in enumerate(inner.output.shape) if d != 1]
+    (x,), axes = inner.inputs, inner.attrs["axes"]
+    if any(x.shape[n] != 1 and a not in full for n, a in enumerate(axes)) or any(d == 1 for d in x.shape):
+        return None
+    return ops.broadcast(x, shape=shape, axes=[places[full.index(a)] for a in axes])
+
+
+def work_before_broadcast(node: Node) -> Value | None:
+    """f(broadcast(x), broadcast(y), 2) = broadcast(f(x, y, 2)), for operands repeated in the same way"""
+    if not isinstance(node.op.kind, Elementwise) or not node.inputs:
+        return None
+    moved = [_made_by(value, "broadcast") for value in node.inputs if number_of(value) is None]
+    first = moved[0] if moved else None
+    if first is None:
+        return None
+    (x,), axes = first.inputs, first.attrs["axes"]
+    for inner in moved:
+        if inner is None or inner.attrs["axes"] != axes or inner.inputs[0].shape != x.shape:
+            return None
+    if x.shape == node.output.shape:
+        return None
+    operands = []
+    for value in node.inputs:
+        number, inner = number_of(value), value.node
+        if number is not None:
+            operands.append(ops.full(x.shape, number, value.dtype))
+        elif inner is not None:
+            operands.append(inner.inputs[0])
+    result = apply(node.op, *operands, **node.attrs)
+    return ops.broadcast(result, shape=node.output.shape, axes=axes)
+
+
+def sum_of_sum(node: Node) -> Value | None:
+    """sum(sum(x)) = sum over both sets of axes"""
+    inner = _made_by(node.inputs[0], "reduce_sum")
+    if inner is None or not node.output.dtype.is_float:
+        return None
+    (x,) = inner.inputs
+    kept = [a for a in range(x.type.rank) if a not in inner.attrs["axes"]]
+    axes = sorted([*inner.attrs["axes"], *(kept[a] for a in node.attrs["axes"])])
+    return ops.reduce_sum(x, axes=axes)
+
+
+def sum_of_negated(node: Node) -> Value | None:
+    """sum(-x) = -sum(x)"""
+    inner = _made_by(node.inputs[0], "neg")
+    return ops.neg(ops.reduce_sum(inner.inputs[0], axes=node.attrs["axes"])) if inner else None
+
+
+def reduce_nothing(node: Node) -> Value | None:
+    """a reduction over axes of extent 1 is a reshape"""
+    (x,), axes = node.inputs, node.attrs["axes"]
+    return ops.reshape(x, shape=node.output.shape) if all(x.shape[a] == 1 for a in axes) else None
+
+
+def log_of_sum_of_exp(node: Node) -> Value | None:
+    """log(sum(e**x)) = m + log(sum(e**(x - m))), m = max(x)"""
+    total = _made_by(node.inputs[0], "reduce_sum")
+    inner = _made_by(total.inputs[0], "exp") if total else None
+    if total is None or inner is None or _is_shifted(inner.inputs[0]):
+        return None
+    (x,), axes = inner.inputs, total.attrs["axes"]
+    top, shifted = _shift(x, axes)
+    return ops.add(top, ops.log(ops.reduce_sum(ops.exp(shifted), axes=axes)))
+
+
+def exp_over_sum(node: Node) -> Value | None:
+    """g / sum(e**x) e**x = g e**(x - m) / sum(e**(x - m)): the gradient of log(sum(e**x))"""
+    for first, second in (node.inputs, node.inputs[::-1]):
+        inner, spread = _made_by(second, "exp"), _made_by(first, "broadcast")
+        share = _made_by(spread.inputs[0], "div") if spread else None
+        total = _made_by(share.inputs[1], "reduce_sum") if share else None
+        if inner is None or spread is None or share is None or total is None or total.inputs[0] is not second:
+            continue
+        (x,), axes = inner.inputs, total.attrs["axes"]
+        kept = tuple(a for a in range(x.type.rank) if a not in axes)
+        if spread.attrs["axes"] != kept or _is_shifted(x):
+            continue
+        _, shifted = _shift(x, axes)
+        e = ops.exp(shifted)
+        stable = ops.div(share.inputs[0], ops.reduce_sum(e, axes=axes))
+        return ops.mul(ops.broadcast(stable, shape=x.shape, axes=kept), e)
+    return None
+
+
+def _shift(x: Value, axes: tuple[int, ...]) -> tuple[Value, Value]:
+    """The maximum (0 where it is infinite), and x without it."""
+    kept = tuple(a for a in range(x.type.rank) if a not in axes)
+    top = ops.reduce_max(x, axes=axes)
+    finite = ops.less(ops.abs(top), ops.full_like(top, float("inf")))
+    top = ops.where(finite, top, ops.full_like(top, 0))
+    return top, ops.sub(x, ops.broadcast(top, shape=x.shape, axes=kept))
+
+
+def _is_shifted(x: Value) -> bool:
+    """Whether something that comes from a maximum has been subtracted."""
+    node = _made_by(x, "sub")
+    if node is None:
+        return False
+    value: Value = node.inputs[1]
+    while value.node is not None and value.node.op.name in ("broadcast", "reshape", "stop_gradient", "where"):
+        value = value.node.inputs[-2] if value.node.op.name == "where" else value.node.inputs[0]
+    return value.node is not None and value.node.op.name == "reduce_max"
+
+
+SIMPLIFICATIONS: dict[str, tuple[Simplification, ...]] = {
+    "stop_gradient": (same,),
+    "convert": (same,),
+    "reshape": (same, reshape_twice, reshape_of_broadcast),
+    "transpose": (same, transpose_twice, transpose_of_contract),
+    "slice": (same,),
+    "pad": (same,),
+    "reverse": (same,),
+    "broadcast": (same, broadcast_twice, broadcast_of_ones),
+    "contract": (contract_of_transpose,),
+    "reduce_sum": (reduce_nothing, sum_of_negated, sum_of_sum),
+    "reduce_max": (reduce_nothing,),
+    "reduce_min": (reduce_nothing,),
+    "log": (log_of_sum_of_exp,),
+    "mul": (exp_over_sum,),
+}

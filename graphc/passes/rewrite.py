@@ -1,0 +1,92 @@
+"""Rewrite rules as data: a pattern, what to put in its place, and the equation between them.
+
+    Rule("x + 0 = x", lambda x: ops.add(x, ops.full_like(x, 0)), lambda x: x)
+
+Both sides are functions of the same unknowns that build graph. The left side, built once on stand-ins, is the pattern;
+the right side is built on what the unknowns turn out to be. So both can also be run, and every rule is tested: left = right.
+
+A pattern matches by op and attributes. A repeated number matches any shape of that number, and operands of commutative ops
+match in either order.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from graphc.ir.graph import Node, Value
+from graphc.ir.types import DType, TensorType
+from graphc.passes.fold import number_of
+
+COMMUTATIVE = frozenset(("add", "mul", "maximum", "minimum", "equal", "not_equal", "logical_and", "logical_or"))
+Build = Callable[..., Value]
+Bindings = dict[Value, Value]
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """`left` = `right` for all values of the unknowns, which are of `dtypes` (repeated for all unknowns)."""
+
+    equation: str
+    left: Build
+    right: Build
+    dtypes: tuple[DType, ...] = (DType.F32,)  # of the stand-ins; the rule applies to every dtype that its ops accept
+    floats_only: bool = False
+    unknowns: tuple[Value, ...] = field(init=False)
+    pattern: Value = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = list(inspect.signature(self.left).parameters)
+        dtypes = [self.dtypes[min(n, len(self.dtypes) - 1)] for n in range(len(names))]
+        unknowns = tuple(Value(TensorType(d, (2, 3)), name=n) for d, n in zip(dtypes, names, strict=True))
+        object.__setattr__(self, "unknowns", unknowns)
+        object.__setattr__(self, "pattern", self.left(*unknowns))
+
+    @property
+    def root(self) -> str:
+        """The op that the pattern starts with."""
+        assert self.pattern.node is not None
+        return self.pattern.node.op.name
+
+    def apply(self, value: Value) -> Value | None:
+        """What stands for `value`, when it has the form of the left side."""
+        if self.floats_only and not value.dtype.is_float:
+            return None
+        bindings: Bindings = {}
+        if not _match(self.pattern, value, bindings):
+            return None
+        return self.right(*(bindings[unknown] for unknown in self.unknowns))
+
+
+def by_root(rules: Iterable[Rule]) -> dict[str, tuple[Rule, ...]]:
+    """The rules whose pattern starts with each op, in order."""
+    found: dict[str, tuple[Rule, ...]] = {}
+    for rule in rules:
+        found[rule.root] = (*found.get(rule.root, ()), rule)
+    return found
+
+
+def _match(pattern: Value, value: Value, bindings: Bindings) -> bool:
+    """Whether a value has the pattern's form; enters what the unknowns are."""
+    if pattern.node is None:
+        return bindings.setdefault(pattern, value) is value
+    number = number_of(pattern)
+    if number is not None:
+        return number_of(value) == number
+    node = value.node
+    if node is None or node.op is not pattern.node.op or not _same_attributes(pattern.node, node):
+        return False
+    orders = [node.inputs]
+    if node.op.name in COMMUTATIVE:
+        orders.append(node.inputs[::-1])
+    for operands in orders:
+        trial = dict(bindings)
+        if all(_match(p, v, trial) for p, v in zip(pattern.node.inputs, operands, strict=True)):
+            bindings.update(trial)
+            return True
+    return False
+
+
+def _same_attributes(pattern: Node, node: Node) -> bool:
+    return pattern.attrs == node.attrs

@@ -1,0 +1,54 @@
+"""Simplification: the rules of `algebra` and `movements`, applied until none fits."""
+
+from __future__ import annotations
+
+from graphc.errors import PassError
+from graphc.ir.graph import Graph, Node, Value, copy_node, rebuild
+from graphc.passes.algebra import RULES
+from graphc.passes.manager import graph_pass
+from graphc.passes.movements import SIMPLIFICATIONS, work_before_broadcast
+from graphc.passes.rewrite import by_root
+
+MOST_SWEEPS = 50  # far more than any graph has needed; more would mean rules that undo each other
+_RULES = by_root(RULES)
+
+
+@graph_pass
+def simplify(graph: Graph) -> Graph:
+    """Apply every rule that fits, from the operands to the results, again until nothing changes.
+
+    Before: `%0 = exp %x`, `%1 = constant value=f32[]{1.0}`, `%2 = sub %0, %1`. After: `%0 = expm1 %x`.
+    """
+    for _ in range(MOST_SWEEPS):
+        found = rebuild(graph, _simplified)
+        if found is graph:
+            return graph
+        graph = found
+    raise PassError(f"rules of simplify undo each other in {graph.name}")
+
+
+def _simplified(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+    outputs = copy_node(node, inputs)
+    if len(outputs) > 1:
+        return outputs
+    (value,) = outputs
+    found = _rewritten(value)
+    if found is None:
+        return outputs
+    assert found.type == value.type, f"a rule made {found.type} of {value.type}"
+    return (found,)
+
+
+def _rewritten(value: Value) -> Value | None:
+    """What the first rule that fits makes of a value."""
+    node = value.node
+    assert node is not None
+    for simplification in SIMPLIFICATIONS.get(node.op.name, ()):
+        found = simplification(node)
+        if found is not None:
+            return found
+    for rule in _RULES.get(node.op.name, ()):
+        found = rule.apply(value)
+        if found is not None:
+            return found
+    return work_before_broadcast(node)
