@@ -1,7 +1,7 @@
 """Equations between elementwise expressions: identities, and stable forms of what overflows or cancels.
 
-The equations hold for real numbers. A rule may change the last bits of a float, never by more than the expression on its
-left is exact to; those that would lose a NaN or an infinity (x - x = 0, 0 x = 0) are not here.
+The equations hold for real numbers. A rule may change the last bits of a float, never by more than the expression on
+its left is exact to; those that would lose a NaN or an infinity (x - x = 0, 0 x = 0) are not here.
 """
 
 from __future__ import annotations

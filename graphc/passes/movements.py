@@ -1,8 +1,8 @@
-"""Equations between movements, and between movements and what they move to or from: functions from a value to another.
+"""Equations between movements, and between movements and what they move to or from.
 
-Each takes a node of the ops that it is entered under, and returns what stands for its output, or None. What is moved late
-is moved less: elementwise work on repeated elements is done before they are repeated, and a transpose on either side of a
-contraction is a matter of its letters.
+Each takes a node of the ops that it is entered under, and returns what stands for its output, or None. What is moved
+late is moved less: elementwise work on repeated elements is done before they are repeated, and a transpose on either
+side of a contraction is a matter of its letters.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _made_by(value: Value, op: str) -> Node | None:
 
 
 def same(node: Node) -> Value | None:
-    """A movement that moves nothing: reshape to the same shape, transpose to the same order, slice of everything, ..."""
+    """A movement that moves nothing: a reshape to the same shape, a slice of everything, ..."""
     (x,) = node.inputs
     attrs: dict[str, Any] = dict(node.attrs)
     match node.op.name:
@@ -213,11 +213,12 @@ def _is_shifted(x: Value) -> bool:
     return value.node is not None and value.node.op.name == "reduce_max"
 
 
+UNSHARED: dict[str, Simplification] = {"transpose": transpose_of_contract}  # only where nobody else reads the operand
 SIMPLIFICATIONS: dict[str, tuple[Simplification, ...]] = {
     "stop_gradient": (same,),
     "convert": (same,),
     "reshape": (same, reshape_twice, reshape_of_broadcast),
-    "transpose": (same, transpose_twice, transpose_of_contract),
+    "transpose": (same, transpose_twice),
     "slice": (same,),
     "pad": (same,),
     "reverse": (same,),

@@ -3,10 +3,10 @@
     Rule("x + 0 = x", lambda x: ops.add(x, ops.full_like(x, 0)), lambda x: x)
 
 Both sides are functions of the same unknowns that build graph. The left side, built once on stand-ins, is the pattern;
-the right side is built on what the unknowns turn out to be. So both can also be run, and every rule is tested: left = right.
+the right side is built on what the unknowns turn out to be. So both can also be run, and each rule is tested by that.
 
-A pattern matches by op and attributes. A repeated number matches any shape of that number, and operands of commutative ops
-match in either order.
+A pattern matches by op and attributes. A repeated number matches any shape of that number, and operands of commutative
+ops match in either order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from graphc.ir.graph import Node, Value
+from graphc.ir.graph import Value
 from graphc.ir.types import DType, TensorType
 from graphc.passes.fold import number_of
 
@@ -75,7 +75,7 @@ def _match(pattern: Value, value: Value, bindings: Bindings) -> bool:
     if number is not None:
         return number_of(value) == number
     node = value.node
-    if node is None or node.op is not pattern.node.op or not _same_attributes(pattern.node, node):
+    if node is None or node.op is not pattern.node.op or node.attrs != pattern.node.attrs:
         return False
     orders = [node.inputs]
     if node.op.name in COMMUTATIVE:
@@ -86,7 +86,3 @@ def _match(pattern: Value, value: Value, bindings: Bindings) -> bool:
             bindings.update(trial)
             return True
     return False
-
-
-def _same_attributes(pattern: Node, node: Node) -> bool:
-    return pattern.attrs == node.attrs

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 from graphc.errors import PassError
 from graphc.ir.graph import Graph, Node, Value, copy_node, rebuild
 from graphc.passes.algebra import RULES
 from graphc.passes.manager import graph_pass
-from graphc.passes.movements import SIMPLIFICATIONS, work_before_broadcast
+from graphc.passes.movements import SIMPLIFICATIONS, UNSHARED, Simplification, work_before_broadcast
 from graphc.passes.rewrite import by_root
 
 MOST_SWEEPS = 50  # far more than any graph has needed; more would mean rules that undo each other
@@ -20,30 +23,38 @@ def simplify(graph: Graph) -> Graph:
     Before: `%0 = exp %x`, `%1 = constant value=f32[]{1.0}`, `%2 = sub %0, %1`. After: `%0 = expm1 %x`.
     """
     for _ in range(MOST_SWEEPS):
-        found = rebuild(graph, _simplified)
+        found = rebuild(graph, _Sweep(graph))
         if found is graph:
             return graph
         graph = found
     raise PassError(f"rules of simplify undo each other in {graph.name}")
 
 
-def _simplified(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
-    outputs = copy_node(node, inputs)
-    if len(outputs) > 1:
-        return outputs
-    (value,) = outputs
-    found = _rewritten(value)
-    if found is None:
-        return outputs
-    assert found.type == value.type, f"a rule made {found.type} of {value.type}"
-    return (found,)
+class _Sweep:
+    """The transformation of one sweep, which knows how often each value is read."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.reads = Counter(value for node in graph.nodes for value in node.inputs)
+        self.reads.update(graph.results)
+
+    def __call__(self, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        outputs = copy_node(node, inputs)
+        if len(outputs) > 1:
+            return outputs
+        (value,) = outputs
+        alone = [UNSHARED[node.op.name]] if node.op.name in UNSHARED and self.reads[node.inputs[0]] == 1 else []
+        found = _rewritten(value, alone)
+        if found is None:
+            return outputs
+        assert found.type == value.type, f"a rule made {found.type} of {value.type}"
+        return (found,)
 
 
-def _rewritten(value: Value) -> Value | None:
+def _rewritten(value: Value, more: Sequence[Simplification]) -> Value | None:
     """What the first rule that fits makes of a value."""
     node = value.node
     assert node is not None
-    for simplification in SIMPLIFICATIONS.get(node.op.name, ()):
+    for simplification in (*SIMPLIFICATIONS.get(node.op.name, ()), *more):
         found = simplification(node)
         if found is not None:
             return found
