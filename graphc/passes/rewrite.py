@@ -73,7 +73,7 @@ def _match(pattern: Value, value: Value, bindings: Bindings) -> bool:
         return bindings.setdefault(pattern, value) is value
     number = number_of(pattern)
     if number is not None:
-        return number_of(value) == number
+        return bool(number_of(value) == number)
     node = value.node
     if node is None or node.op is not pattern.node.op or node.attrs != pattern.node.attrs:
         return False
