@@ -344,14 +344,20 @@ class _Lowering:
                     factor[:] = [panel()]
 
                 def multiply(slot: Index) -> None:
-                    product = Scalar("fma", (left(), factor[0], point.load(acc, slot)), self.dtype)
-                    point.store(acc, slot, product, self.form.contraction.location)
+                    total = self.multiply_add(left(), factor[0], point.load(acc, slot))
+                    point.store(acc, slot, total, self.form.contraction.location)
 
                 with walk(point, [roles.group(axis) for axis in roles.depth], roles.variables):
                     each(multiply, load_panel)
             point.barriers[self.form.contraction.output] = self.reader(acc, slots, first_row, first)
             each(lambda slot: self.epilogue(block))
             del point.barriers[self.form.contraction.output]
+
+    def multiply_add(self, a: Expr, b: Expr, total: Expr) -> Expr:
+        """a * b + total; rounded once for floats."""
+        if self.dtype.is_float:
+            return Scalar("fma", (a, b, total), self.dtype)
+        return Scalar("add", (Scalar("mul", (a, b), self.dtype), total), self.dtype)
 
     @contextmanager
     def vector(self, active: int) -> Iterator[Index]:

@@ -70,6 +70,8 @@ def _scatter_add(body: Graph, node: Node, name: str, schedule: MapSchedule) -> F
         with point.loop("r", length) as row:
             outer = first + row
             clear(outer)
+            if not count:
+                return
             with point.loop("r", count) as item:
                 vectors(point, behind, schedule.lanes, schedule.unroll, lambda position, _: add(outer, item, position))
 

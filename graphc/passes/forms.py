@@ -95,7 +95,7 @@ def classify(body: Graph) -> Form | None:
         case [single] if isinstance(single.op.kind, Contraction):
             return _contract(body, single)
         case [single] if not reductions:
-            stored = single.inputs[0].node is None or single.op.name == "scatter_add"
+            stored = single.inputs[0].node not in body.nodes or single.op.name == "scatter_add"
             return Opaque(single) if body.outputs == single.outputs and stored else None
     return None
 

@@ -4,7 +4,7 @@
  - scalars, positions, and what follows from them in a few operations;
  - movement of one operand, including reshapes that only add or remove axes of extent 1;
  - elementwise work of a few operations on fewer bytes than its result has floats (labels compared, a bool converted).
-A result of the graph, and what a view is taken of, is a unit even where it is cheap. Any other reshape is a *view*.
+A result of the graph, what a view is taken of, and what is gathered from, is a unit even where it is cheap. Any other reshape is a *view*.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def units(graph: Graph, cheap: Mapping[Node, Cone]) -> list[Unit]:
             continue
         if is_view(node, cheap):
             wanted.update(node.inputs)
+        wanted.update(pinned(node))
         stored.append(node)
     number = {node: position for position, node in enumerate(graph.nodes)}
     return [unit_of(node, cheap, number) for node in reversed(stored)]
@@ -92,6 +93,11 @@ def is_view(node: Node, cheap: Mapping[Node, Cone]) -> bool:
     return node.op.name == "reshape" and (node not in cheap or bool(cheap[node].leaves))
 
 
+def pinned(node: Node) -> tuple[Value, ...]:
+    """What a node reads at places that are data, or passes on: it must be stored, even where it is cheap."""
+    return node.inputs[:1] if node.op.name in ("gather", "check_index") else ()
+
+
 def unit_of(node: Node, cheap: Mapping[Node, Cone], number: Mapping[Node, int]) -> Unit:
     if isinstance(node.op.kind, Call) or is_view(node, cheap):
         return Unit(node, (), dict.fromkeys(node.inputs, 0), frozenset(node.inputs))
@@ -102,7 +108,7 @@ def unit_of(node: Node, cheap: Mapping[Node, Cone], number: Mapping[Node, int]) 
     while stack:
         reader = stack.pop()
         for value in reader.inputs:
-            if value.node is None or value.node not in cheap:
+            if value.node is None or value.node not in cheap or value in pinned(node):
                 moved = isinstance(reader.op.kind, Movement)
                 reads[value] = reads.get(value, 0) + (size(reader.output) if moved else 0)
                 direct.update(() if moved else (value,))

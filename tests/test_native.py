@@ -1,0 +1,84 @@
+"""The ladder: reference = simplified = fused = loops interpreted = native, for every op and for random graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+from graphs import random_graphs
+from hypothesis import HealthCheck, given, settings
+from samples import SAMPLES
+
+from graphc import compare, pipeline, reference
+from graphc.ir.graph import Graph, build
+from graphc.loops import interpret
+from graphc.loops.verify import verify as verify_loops
+from graphc.plan import verify as verify_plan
+
+Array = np.ndarray[Any, Any]
+
+
+def climb(graph: Graph, feeds: list[Array]) -> None:
+    """Every rung computes what the reference does; the first that differs names itself."""
+    feeds = [np.ascontiguousarray(a).reshape(np.shape(a)) for a in feeds]
+    wanted, _ = reference.run(graph, feeds)
+    compilation = pipeline.build(graph, {})
+    for name, stage in compilation.stages.items():
+        found, _ = reference.run(stage, feeds)
+        close(found, wanted, graph, name)
+    plan = compilation.plan
+    verify_plan(plan.graph, plan)
+    for function in compilation.kernels.values():
+        verify_loops(function)
+    known = dict(zip((*plan.graph.inputs, *plan.graph.state), feeds, strict=True))
+
+    def observe(node: Any, results: tuple[Array, ...]) -> None:
+        known.update(zip(node.outputs, results, strict=True))
+        function = compilation.functions.get(node)
+        if function is not None and function.outputs:
+            found = interpret.run(function, [known[v] for v in node.inputs])
+            shaped = [a.reshape(b.shape) for a, b in zip(found, results, strict=True)]
+            close(shaped, results, node.attrs["body"], f"loops of {node.attrs['name']}")
+
+    if sum(a.size for a in feeds) < 2000:
+        reference.run(plan.graph, feeds, observe)
+    compilation.executable.arena.view(np.uint8)[...] = 0xFF  # NaN: a read of dead memory shows
+    found = compilation.executable(feeds[: len(graph.inputs)], feeds[len(graph.inputs) :])
+    close(found, wanted, graph, "native")
+
+
+def close(found: Any, wanted: Any, graph: Graph, rung: str) -> None:
+    for number, (array, other) in enumerate(zip(found, wanted, strict=True)):
+        compare.require_close(np.asarray(array), np.asarray(other), graph, f"{rung}, output {number}")
+
+
+@pytest.mark.parametrize("op", sorted({sample.op for sample in SAMPLES}))
+def test_every_op_on_every_rung(op: str) -> None:
+    inputs, outputs, feeds = [], [], []
+    for number, sample in enumerate(s for s in SAMPLES if s.op == op):
+        values, y = sample.build()
+        for value, array in zip(values, sample.arrays, strict=True):
+            value.name = f"x{number}_{len(inputs)}"
+            inputs.append(value)
+            feeds.append(array)
+        outputs.append(y)
+    climb(build(op, inputs, outputs), feeds)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(random_graphs())
+def test_random_graphs_on_every_rung(case: tuple[Graph, list[Array]]) -> None:
+    graph, feeds = case
+    hypothesis.note(str(graph))
+    climb(graph, feeds)
+
+
+@pytest.mark.fuzz
+@settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(random_graphs())
+def test_many_random_graphs_on_every_rung(case: tuple[Graph, list[Array]]) -> None:
+    graph, feeds = case
+    hypothesis.note(str(graph))
+    climb(graph, feeds)
