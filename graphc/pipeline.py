@@ -75,7 +75,7 @@ def build(graph: Graph, sizes: Mapping[str, int]) -> Compilation:
     plan = make(fused, {node: code.scratch_bytes(function) for node, function in functions.items()})
     compiled = compile(code.emit_kernels(plan, functions, target))
     found = Compilation(stages, ledger, plan, functions, Executable(plan, functions, compiled))
-    _report(found)
+    _report(found, "".join(f".{name}{size}" for name, size in sizes.items()))
     return found
 
 
@@ -109,7 +109,7 @@ def _unique(name: str, taken: dict[str, int]) -> str:
     return f"k_{name}" if taken[name] == 1 else f"k_{name}_{taken[name]}"
 
 
-def _report(compilation: Compilation) -> None:
+def _report(compilation: Compilation, sizes: str) -> None:
     """What GRAPHC_DEBUG and GRAPHC_DUMP ask for."""
     level, directory = settings.debug(), settings.dump_directory()
     if level >= 1:
@@ -122,6 +122,7 @@ def _report(compilation: Compilation) -> None:
         print(compilation.text("loops"))
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-        name = compilation.plan.graph.name
+        name = f"{compilation.plan.graph.name}{sizes}"
         for number, stage in enumerate((*compilation.stages, "plan", "loops", "llvm", "assembly")):
-            (directory / f"{name}.{number:02d}.{stage}.txt").write_text(compilation.text(stage))
+            kind = "gc" if stage in compilation.stages else "txt"
+            (directory / f"{name}.{number}.{stage}.{kind}").write_text(compilation.text(stage))

@@ -4,7 +4,8 @@
  - scalars, positions, and what follows from them in a few operations;
  - movement of one operand, including reshapes that only add or remove axes of extent 1;
  - elementwise work of a few operations on fewer bytes than its result has floats (labels compared, a bool converted).
-A result of the graph, what a view is taken of, and what is gathered from, is a unit even where it is cheap. Any other reshape is a *view*.
+A result of the graph, what a view is taken of, and what is gathered from, is a unit even where it is cheap. Any other
+reshape is a *view*.
 """
 
 from __future__ import annotations

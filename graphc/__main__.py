@@ -1,0 +1,7 @@
+"""`python -m graphc` is the `graphc` command."""
+
+import sys
+
+from graphc.tools.command import main
+
+sys.exit(main())

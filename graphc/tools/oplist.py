@@ -1,0 +1,41 @@
+"""The op list of the documentation: `python -m graphc.tools.oplist > docs/ops.md`."""
+
+from __future__ import annotations
+
+import inspect
+
+import graphc.ops  # noqa: F401  fills the table
+from graphc.ir.op import OPS, Op
+from graphc.ir.text import attribute_names
+
+_KINDS = ("Generator", "Elementwise", "Movement", "Reduction", "Contraction", "Opaque", "Call")
+
+
+def render() -> str:
+    """The table of all ops, by kind."""
+    lines = [
+        "# Ops",
+        "",
+        "Generated from the op table by `python -m graphc.tools.oplist`. Operands stand before attributes, as in text.",
+    ]
+    for kind in _KINDS:
+        lines += ["", f"## {kind}", "", "| op | meaning | gradient |", "|---|---|---|"]
+        for op in sorted(OPS.values(), key=lambda op: op.name):
+            if type(op.kind).__name__ == kind:
+                lines.append(f"| `{_call(op)}` | {op.doc.replace('|', chr(92) + '|')} | {'yes' if op.vjp else 'no'} |")
+    return "\n".join(lines) + "\n"
+
+
+def _call(op: Op) -> str:
+    """The op with its operands and attributes."""
+    operands = []
+    for parameter in inspect.signature(op.infer).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            operands.append(f"{parameter.name}...")
+        elif parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            operands.append(parameter.name)
+    return " ".join([op.name, ", ".join(operands), *(f"{name}=" for name in attribute_names(op))]).replace("  ", " ")
+
+
+if __name__ == "__main__":
+    print(render(), end="")
