@@ -33,8 +33,11 @@ ULPS: Mapping[DType, float] = {  # for one kernel without sums
 }
 
 
-def distance(found: Array, wanted: Array) -> float:
-    """Largest difference, in ulps of the largest finite element of `wanted`; infinite where NaN or infinity differ."""
+def distance(found: Array, wanted: Array, scale: float = 0.0) -> float:
+    """Largest difference, in ulps of the largest finite element of `wanted`; infinite where NaN or infinity differ.
+
+    `scale`: how large the terms of sums are, where those may cancel to something smaller.
+    """
     if found.size == 0:
         return 0.0
     if not np.issubdtype(wanted.dtype, np.floating):
@@ -44,8 +47,9 @@ def distance(found: Array, wanted: Array) -> float:
         return float("inf")
     if not finite.any():
         return 0.0
-    scale = np.spacing(np.maximum(np.abs(wanted[finite]).max(), np.finfo(wanted.dtype).tiny))
-    return float(np.abs(found[finite].astype(np.float64) - wanted[finite]).max() / scale)
+    largest = max(float(np.abs(wanted[finite]).max()), scale, float(np.finfo(wanted.dtype).tiny))
+    unit = np.spacing(wanted.dtype.type(largest))
+    return float(np.abs(found[finite].astype(np.float64) - wanted[finite]).max() / unit)
 
 
 def tolerance(graph: Graph, dtype: DType) -> float:
@@ -53,11 +57,11 @@ def tolerance(graph: Graph, dtype: DType) -> float:
     return ULPS[dtype] * max(1.0, sqrt(_terms(graph)))
 
 
-def require_close(found: Array, wanted: Array, graph: Graph, what: str) -> None:
+def require_close(found: Array, wanted: Array, graph: Graph, what: str, scale: float = 0.0) -> None:
     """Raises MismatchError, which says by how many ulps, unless the arrays agree within the tolerance for `graph`."""
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         raise MismatchError(f"{what}: {found.dtype}{list(found.shape)} is not {wanted.dtype}{list(wanted.shape)}")
-    ulps, allowed = distance(found, wanted), tolerance(graph, as_dtype(wanted.dtype))
+    ulps, allowed = distance(found, wanted, scale), tolerance(graph, as_dtype(wanted.dtype))
     if not ulps <= allowed:
         raise MismatchError(f"{what}: native and interpreted differ by {ulps:.3g} ulp, {allowed:.3g} are allowed")
 

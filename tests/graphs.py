@@ -42,7 +42,18 @@ def _step(draw: st.DrawFn, values: list[Value]) -> Value:
     rank, shape = x.type.rank, x.shape
     kinds = ["unary", "binary", "where", "reshape", "outer"]
     if rank:
-        kinds += ["reduce", "reduce", "transpose", "broadcast", "slice", "pad", "reverse", "concat", "softmax", "window"]
+        kinds += [
+            "reduce",
+            "reduce",
+            "transpose",
+            "broadcast",
+            "slice",
+            "pad",
+            "reverse",
+            "concat",
+            "softmax",
+            "window",
+        ]
         kinds += ["contract", "contract", "gather"]
     match draw(st.sampled_from(kinds)):
         case "unary":
@@ -56,7 +67,11 @@ def _step(draw: st.DrawFn, values: list[Value]) -> Value:
         case "reshape":
             return ops.reshape(x, shape=(*shape, 1) if draw(st.booleans()) else (int(np.prod(shape)),))
         case "outer":
-            return ops.broadcast(x, shape=(draw(st.sampled_from((2, 3))), *shape), axes=range(1, rank + 1)) if rank < 3 else x
+            return (
+                ops.broadcast(x, shape=(draw(st.sampled_from((2, 3))), *shape), axes=range(1, rank + 1))
+                if rank < 3
+                else x
+            )
         case "reduce":
             axes = sorted(draw(st.sets(st.integers(0, rank - 1), min_size=1)))
             op = draw(st.sampled_from(("reduce_sum", "reduce_max", "reduce_min")))
@@ -90,7 +105,7 @@ def _step(draw: st.DrawFn, values: list[Value]) -> Value:
             return ops.reduce_max(seen, axes=(rank,))
         case "contract":
             weight = ops.tanh(_fitted(draw, x, values))
-            letters = "abc"[:rank]
+            letters = "abcdef"[:rank]
             summed = draw(st.sampled_from(letters))
             spec = f"{letters},{letters.replace(summed, 'z') if draw(st.booleans()) else letters}->"
             if "z" in spec:  # an outer product over one axis, batched over the others

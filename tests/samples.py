@@ -83,7 +83,13 @@ def _unary() -> list[Sample]:
             for op in ("neg", "abs", "sign", "relu"):
                 found.append(Sample(op, (integers(shape, dtype),)))
         found.append(Sample("logical_not", (bools(shape),)))
-        for source in (normal(shape, DType.F32), normal(shape), integers(shape, DType.I32), integers(shape), bools(shape)):
+        for source in (
+            normal(shape, DType.F32),
+            normal(shape),
+            integers(shape, DType.I32),
+            integers(shape),
+            bools(shape),
+        ):
             for target in DType:
                 smooth = source.dtype == np.float64 and target is DType.F64
                 found.append(Sample("convert", (source,), {"dtype": target}, smooth))
@@ -167,7 +173,14 @@ def _windows(axes: Any, size: Any, stride: Any, dilation: Any) -> dict[str, Any]
 
 def _reductions() -> list[Sample]:
     found = []
-    for shape, axes in (((3, 33), (1,)), ((3, 33), (0,)), ((2, 3, 4), (0, 2)), ((5,), (0,)), ((2, 3), ()), ((70, 9), (0, 1))):
+    for shape, axes in (
+        ((3, 33), (1,)),
+        ((3, 33), (0,)),
+        ((2, 3, 4), (0, 2)),
+        ((5,), (0,)),
+        ((2, 3), ()),
+        ((70, 9), (0, 1)),
+    ):
         for op in ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"):
             attrs = {"axes": axes}
             numbers = distinct if op in ("reduce_max", "reduce_min") else normal
@@ -176,7 +189,10 @@ def _reductions() -> list[Sample]:
             found.append(Sample(op, (integers(shape),), attrs))
         for op in ("reduce_all", "reduce_any"):
             found.append(Sample(op, (bools(shape),), {"axes": axes}))
-    found += [Sample("reduce_sum", (normal((0, 4)),), {"axes": (0,)}), Sample("reduce_max", (normal((4, 0)),), {"axes": (1,)})]
+    found += [
+        Sample("reduce_sum", (normal((0, 4)),), {"axes": (0,)}),
+        Sample("reduce_max", (normal((4, 0)),), {"axes": (1,)}),
+    ]
     with_zero = np.array([[1.5, 0.0, 2.0], [0.0, 0.0, 3.0], [1.0, 2.0, 3.0]])
     return [*found, Sample("reduce_prod", (with_zero,), {"axes": (1,)})]
 

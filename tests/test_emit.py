@@ -39,9 +39,7 @@ def native(function: Function, inputs: Sequence[Array], threads: int = 0) -> tup
         assert array[:GUARD].tobytes() == old[:GUARD].tobytes()
         assert array[-GUARD:].tobytes() == old[-GUARD:].tobytes()
     outputs = guarded[: len(function.outputs)]
-    return tuple(
-        a[GUARD:-GUARD].reshape(b.shape) for a, b in zip(outputs, function.outputs, strict=True)
-    ), status
+    return tuple(a[GUARD:-GUARD].reshape(b.shape) for a, b in zip(outputs, function.outputs, strict=True)), status
 
 
 def _guarded(buffer: Buffer) -> Array:
@@ -479,12 +477,8 @@ def test_any_number_of_threads_computes_the_same_bits(name: str, threads: int) -
 
 
 @pytest.mark.parametrize("level", ["x86-64", "x86-64-v3"])
-@pytest.mark.parametrize(
-    "name", ["a register tile with a tail", "padding along the lanes", "gathers", "all types"]
-)
-def test_an_older_processor_computes_the_same_bits(
-    name: str, level: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["a register tile with a tail", "padding along the lanes", "gathers", "all types"])
+def test_an_older_processor_computes_the_same_bits(name: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAPHC_TARGET", level)
     agree(KERNELS[name])
 
@@ -542,9 +536,7 @@ def test_one_module_holds_many_functions_and_what_calls_them() -> None:
         }"""
     compiled = jit.compile(emit_module([first, second], jit.host_target(), step))
     x, y = np.array([16.0], np.float32), np.zeros(1, np.float32)
-    ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(compiled.address("step"))(
-        x.ctypes.data, y.ctypes.data
-    )
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(compiled.address("step"))(x.ctypes.data, y.ctypes.data)
     assert y[0] == 2.0
 
 

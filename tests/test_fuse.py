@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import graphc.ops  # noqa: F401  fills the table
 from graphc.ir.graph import Graph, Literal, Value, apply, build
 from graphc.ir.op import OPS

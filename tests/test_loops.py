@@ -167,9 +167,7 @@ def test_bounds_under_conditions_hold_for_every_value_and_are_tight_for_padding(
     variables = [Var("a", 4), Var("b", 5), Var("c", 3)]
 
     def index() -> Index:
-        return Index(
-            generator.randint(-6, 6), tuple((v, c) for v in variables if (c := generator.randint(-2, 2)))
-        )
+        return Index(generator.randint(-6, 6), tuple((v, c) for v in variables if (c := generator.randint(-2, 2))))
 
     met = 0
     for _ in range(300):

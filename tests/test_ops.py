@@ -81,9 +81,17 @@ F32, F64, I64, BOOL = DType.F32, DType.F64, DType.I64, DType.BOOL
         (ArgumentError, lambda: ops.slice(value(F32, 3), start=(0,), stop=(3,), step=(0,)), "0:3:0"),
         (ArgumentError, lambda: ops.pad(value(F32, 3), low=(-1,), high=(0,), interior=(0,), value=0), "negative"),
         (ShapeError, lambda: ops.concat(value(F32, 3, 2), value(F32, 3, 3), axis=0), "f32[3,3]"),
-        (ShapeError, lambda: ops.windows(value(F32, 3), axes=(0,), size=(4,), stride=(1,), dilation=(1,)), "does not fit"),
+        (
+            ShapeError,
+            lambda: ops.windows(value(F32, 3), axes=(0,), size=(4,), stride=(1,), dilation=(1,)),
+            "does not fit",
+        ),
         (ArgumentError, lambda: ops.reduce_sum(value(F32, 3), axes=(1,)), "[0, 1)"),
-        (ShapeError, lambda: ops.contract(value(F32, 3, 4), value(F32, 5, 2), spec="mk,kn->mn"), "is 4 in one operand and 5 in"),
+        (
+            ShapeError,
+            lambda: ops.contract(value(F32, 3, 4), value(F32, 5, 2), spec="mk,kn->mn"),
+            "is 4 in one operand and 5 in",
+        ),
         (ArgumentError, lambda: ops.contract(value(F32, 3), value(F32, 3), spec="m,n->m"), "one place"),
         (ArgumentError, lambda: ops.contract(value(F32, 3, 3), value(F32, 3), spec="mm,m->m"), "twice"),
         (DTypeError, lambda: ops.gather(value(F32, 3), value(F32, 3), axis=0), "i32, i64, not f32"),
@@ -137,7 +145,9 @@ def test_named_dimensions_pass_through_and_bind() -> None:
     y = ops.contract(x, w, spec="bk,nk->bn")
     y = ops.reshape(y, shape=(batch * 2, 2))
     y = ops.concat(y, y, axis=0)
-    y = ops.pad(ops.slice(y, start=(1, 0), stop=(batch * 4, 2), step=(1, 1)), low=(1, 0), high=(0, 0), interior=(0, 0), value=1)
+    y = ops.pad(
+        ops.slice(y, start=(1, 0), stop=(batch * 4, 2), step=(1, 1)), low=(1, 0), high=(0, 0), interior=(0, 0), value=1
+    )
     total = ops.mul(ops.reduce_sum(y, axes=(0, 1)), ops.extent(dim=batch, dtype=F32))
     assert y.shape == (batch * 4, 2)
     graph = build("f", [x, w], [total])

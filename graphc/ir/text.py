@@ -143,7 +143,7 @@ def _number(text: str, dtype: DType) -> Any:
 
 _TOKEN = re.compile(
     r"(?P<space>\s+)|(?P<comment>//[^\n]*)|(?P<base64>base64:[A-Za-z0-9+/=]*)|(?P<mark>[(){}\[\],;:=])"
-    r'|(?P<value>%(?:"(?:[^"\\\n]|\\.)*"|[\w.]+))|(?P<string>"(?:[^"\\\n]|\\.)*")|(?P<word>[^\s(){}\[\],;:="%/]+)'
+    r'|(?P<value>%(?:"(?:[^"\\\n]|\\.)*"|[\w.]+))|(?P<string>"(?:[^"\\\n]|\\.)*")|(?P<word>[\w.*+-]+)'
 )
 
 
@@ -223,9 +223,9 @@ class _Parser:
         return self.of("word", what).text
 
     def value_name(self) -> tuple[str, int]:
+        """A value as it is written: %"0" is an input called 0, %0 the first result."""
         token = self.of("value", "a value such as %x")
-        name = token.text[1:]
-        return (str(json.loads(name)) if name.startswith('"') else name), token.offset
+        return token.text[1:], token.offset
 
     def list_of(self, item: Callable[[], Any]) -> list[Any]:
         found = [item()]
@@ -266,7 +266,7 @@ class _Parser:
         if name in known:
             self.fail(f"%{name} is defined twice", offset)
         self.expect(":")
-        known[name] = Value(self.type(), name=name)
+        known[name] = Value(self.type(), name=str(json.loads(name)) if name.startswith('"') else name)
         return known[name]
 
     def value(self, known: dict[str, Value]) -> Value:

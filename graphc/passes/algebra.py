@@ -27,6 +27,12 @@ def _softplus(x: Value) -> Value:
     return ops.add(ops.relu(x), ops.log1p(ops.exp(ops.neg(ops.abs(x)))))
 
 
+def _is_minus_abs(x: Value) -> bool:
+    """Whether x is -|y|, of which e**x cannot overflow."""
+    inner = x.node.inputs[0].node if x.node is not None and x.node.op.name == "neg" else None
+    return inner is not None and inner.op.name == "abs"
+
+
 IDENTITIES = (
     Rule("x + 0 = x", lambda x: ops.add(x, _zero(x)), lambda x: x),
     Rule("x - 0 = x", lambda x: ops.sub(x, _zero(x)), lambda x: x),
@@ -67,7 +73,7 @@ IDENTITIES = (
 STABLE = (
     Rule("log(1 + x) = log1p(x)", lambda x: ops.log(ops.add(_one(x), x)), ops.log1p),
     Rule("e**x - 1 = expm1(x)", lambda x: ops.sub(ops.exp(x), _one(x)), ops.expm1),
-    Rule("log1p(e**x) = softplus(x)", lambda x: ops.log1p(ops.exp(x)), _softplus),
+    Rule("log1p(e**x) = softplus(x)", lambda x: ops.log1p(ops.exp(x)), _softplus, unless=_is_minus_abs),
     Rule(
         "g / (1 + e**x) e**x = g sigmoid(x)",  # the gradient of log(1 + e**x)
         lambda g, x: ops.mul(ops.div(g, ops.add(_one(x), ops.exp(x))), ops.exp(x)),
@@ -85,16 +91,32 @@ STABLE = (
     Rule(
         "log(sigmoid(x)) = -softplus(-x)", lambda x: ops.log(ops.sigmoid(x)), lambda x: ops.neg(_softplus(ops.neg(x)))
     ),
+    Rule(
+        "g / s(x) (s(x) s(-x)) = g s(-x)",  # the gradient of log(sigmoid(x))
+        lambda g, x: ops.mul(ops.div(g, ops.sigmoid(x)), ops.mul(ops.sigmoid(x), ops.sigmoid(ops.neg(x)))),
+        lambda g, x: ops.mul(g, ops.sigmoid(ops.neg(x))),
+    ),
     Rule("log(e**x) = x", lambda x: ops.log(ops.exp(x)), lambda x: x),
     Rule(
         "log(e**x / y) = x - log(y)",  # log(softmax)
         lambda x, y: ops.log(ops.div(ops.exp(x), y)),
         lambda x, y: ops.sub(x, ops.log(y)),
     ),
+    Rule(  # this and the next three: the gradient of log(softmax)
+        "g / (e**x / y) / y = g / e**x",
+        lambda g, x, y: ops.div(ops.div(g, ops.div(ops.exp(x), y)), y),
+        lambda g, x, y: ops.div(g, ops.exp(x)),
+    ),
+    Rule("g / e**x e**x = g", lambda g, x: ops.mul(ops.div(g, ops.exp(x)), ops.exp(x)), lambda g, x: g),
     Rule(
-        "g / (e**x / y) (e**x / y) = g",  # the gradient of log(softmax) meets softmax's
-        lambda g, x, y: ops.mul(ops.div(g, ops.div(ops.exp(x), y)), ops.div(ops.exp(x), y)),
-        lambda g, x, y: g,
+        "(g / e**x + c) e**x = g + c e**x",
+        lambda g, x, c: ops.mul(ops.add(ops.div(g, ops.exp(x)), c), ops.exp(x)),
+        lambda g, x, c: ops.add(g, ops.mul(c, ops.exp(x))),
+    ),
+    Rule(
+        "g / e**x (e**x / y) = g / y",
+        lambda g, x, y: ops.mul(ops.div(g, ops.exp(x)), ops.div(ops.exp(x), y)),
+        lambda g, x, y: ops.div(g, y),
     ),
 )
 

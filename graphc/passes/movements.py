@@ -115,20 +115,18 @@ def reshape_of_broadcast(node: Node) -> Value | None:
     return ops.broadcast(x, shape=shape, axes=[places[full.index(a)] for a in axes])
 
 
-def work_before_broadcast(node: Node) -> Value | None:
-    """f(broadcast(x), broadcast(y), 2) = broadcast(f(x, y, 2)), for operands repeated in the same way"""
+def work_before_movement(node: Node) -> Value | None:
+    """f(m(x), m(y), 2) = m(f(x, y, 2)), where m is a broadcast or a reshape, the same for all operands"""
     if not isinstance(node.op.kind, Elementwise) or not node.inputs:
         return None
-    moved = [_made_by(value, "broadcast") for value in node.inputs if number_of(value) is None]
+    moved = [value.node for value in node.inputs if number_of(value) is None]
     first = moved[0] if moved else None
-    if first is None:
+    if first is None or first.op.name not in ("broadcast", "reshape"):
         return None
-    (x,), axes = first.inputs, first.attrs["axes"]
+    (x,) = first.inputs
     for inner in moved:
-        if inner is None or inner.attrs["axes"] != axes or inner.inputs[0].shape != x.shape:
+        if inner is None or inner.op is not first.op or inner.attrs != first.attrs or inner.inputs[0].shape != x.shape:
             return None
-    if x.shape == node.output.shape:
-        return None
     operands = []
     for value in node.inputs:
         number, inner = number_of(value), value.node
@@ -136,8 +134,7 @@ def work_before_broadcast(node: Node) -> Value | None:
             operands.append(ops.full(x.shape, number, value.dtype))
         elif inner is not None:
             operands.append(inner.inputs[0])
-    result = apply(node.op, *operands, **node.attrs)
-    return ops.broadcast(result, shape=node.output.shape, axes=axes)
+    return apply(first.op, apply(node.op, *operands, **node.attrs), **first.attrs)
 
 
 def sum_of_sum(node: Node) -> Value | None:

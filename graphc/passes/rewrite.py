@@ -32,7 +32,7 @@ class Rule:
     left: Build
     right: Build
     dtypes: tuple[DType, ...] = (DType.F32,)  # of the stand-ins; the rule applies to every dtype that its ops accept
-    floats_only: bool = False
+    unless: Callable[..., bool] = lambda *unknowns: False  # a form of the unknowns for which the rule has nothing to do
     unknowns: tuple[Value, ...] = field(init=False)
     pattern: Value = field(init=False)
 
@@ -51,12 +51,11 @@ class Rule:
 
     def apply(self, value: Value) -> Value | None:
         """What stands for `value`, when it has the form of the left side."""
-        if self.floats_only and not value.dtype.is_float:
-            return None
         bindings: Bindings = {}
         if not _match(self.pattern, value, bindings):
             return None
-        return self.right(*(bindings[unknown] for unknown in self.unknowns))
+        unknowns = [bindings[unknown] for unknown in self.unknowns]
+        return None if self.unless(*unknowns) else self.right(*unknowns)
 
 
 def by_root(rules: Iterable[Rule]) -> dict[str, tuple[Rule, ...]]:

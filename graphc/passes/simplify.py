@@ -9,7 +9,7 @@ from graphc.errors import PassError
 from graphc.ir.graph import Graph, Node, Value, copy_node, rebuild
 from graphc.passes.algebra import RULES
 from graphc.passes.manager import graph_pass
-from graphc.passes.movements import SIMPLIFICATIONS, UNSHARED, Simplification, work_before_broadcast
+from graphc.passes.movements import SIMPLIFICATIONS, UNSHARED, Simplification, work_before_movement
 from graphc.passes.rewrite import by_root
 
 MOST_SWEEPS = 50  # far more than any graph has needed; more would mean rules that undo each other
@@ -62,4 +62,4 @@ def _rewritten(value: Value, more: Sequence[Simplification]) -> Value | None:
         found = rule.apply(value)
         if found is not None:
             return found
-    return work_before_broadcast(node)
+    return work_before_movement(node)

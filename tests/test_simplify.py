@@ -1,0 +1,161 @@
+"""Rules: left = right on random numbers, each fires, and what they make of unstable forms is stable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import random_graphs
+from hypothesis import HealthCheck, given, settings
+
+import graphc as gx
+from graphc import compare, ops, reference
+from graphc.compiler import trace
+from graphc.ir.graph import Graph, Value, build
+from graphc.ir.types import DType, TensorType
+from graphc.passes import PASSES, cse, dce, fold, simplify
+from graphc.passes.algebra import RULES
+from graphc.passes.rewrite import Rule
+
+Array = np.ndarray[Any, Any]
+
+
+def fresh(rule: Rule, shape: tuple[int, ...]) -> list[Value]:
+    return [Value(TensorType(u.dtype, shape), name=u.name) for u in rule.unknowns]
+
+
+def numbers(value: Value, random: np.random.Generator) -> Array:
+    if value.dtype is DType.BOOL:
+        return random.integers(0, 2, value.type.extents).astype(np.bool_)
+    return random.uniform(0.1, 3.0, value.type.extents).astype(value.dtype.numpy)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.equation)
+@pytest.mark.parametrize("shape", [(), (7,), (2, 5)])
+def test_left_is_right(rule: Rule, shape: tuple[int, ...]) -> None:
+    random = np.random.default_rng(0)
+    unknowns = fresh(rule, shape)
+    feeds = [numbers(value, random) for value in unknowns]
+    graph = build("f", unknowns, [rule.left(*unknowns), rule.right(*unknowns)])
+    (left, right), _ = reference.evaluate(graph, feeds)
+    compare.require_close(right, left, graph, rule.equation, scale=1.0)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.equation)
+def test_every_rule_fires(rule: Rule) -> None:
+    unknowns = fresh(rule, (3, 4))
+    left = rule.left(*unknowns)
+    found = rule.apply(left)
+    assert found is not None
+    assert found.type == left.type
+    graph = build("f", unknowns, [left])
+    assert simplify(graph) is not graph
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(random_graphs())
+def test_passes_keep_the_meaning_and_settle(case: tuple[Graph, list[Array]]) -> None:
+    graph, feeds = case
+    wanted, _ = reference.run(graph, feeds)
+    for name in ("simplify", "fold", "cse", "dce"):
+        after = PASSES[name](graph)
+        found, _ = reference.run(after, feeds)
+        for array, other in zip(found, wanted, strict=True):
+            compare.require_close(np.asarray(array), np.asarray(other), graph, name, scale=1.0)
+        assert PASSES[name](after) is after
+
+
+def run(build_tensor: Any, feeds: list[float], passes: bool = True) -> list[Array]:
+    """Value and gradient of a function of one tensor, after the passes."""
+    x = gx.placeholder("x", (len(feeds),))
+    y = build_tensor(x)
+    total = gx.sum(y)
+    graph, _ = trace([x], [y, gx.grad(total, x)[0]], {}, "f")
+    for apply in (simplify, fold, cse, dce) if passes else ():
+        graph = apply(graph)
+    outputs, _ = reference.evaluate(graph, [np.array(feeds, np.float32)])
+    return list(outputs)
+
+
+@pytest.mark.parametrize(
+    ("unstable", "stable"),
+    [
+        (lambda x: gx.log(1.0 + gx.exp(x)), lambda x: np.logaddexp(0, x)),
+        (lambda x: gx.log(gx.sigmoid(x)), lambda x: -np.logaddexp(0, -x)),
+        (lambda x: gx.log(gx.softmax(x)), lambda x: x - np.logaddexp.reduce(x)),
+        (lambda x: gx.log(gx.sum(gx.exp(x))), lambda x: np.logaddexp.reduce(x)),
+        (lambda x: gx.log(gx.sum(gx.exp(x), 0, keepdims=True)), lambda x: np.logaddexp.reduce(x)[None]),
+        (lambda x: 1.0 - gx.sigmoid(x), lambda x: np.exp(-np.logaddexp(0, x))),
+    ],
+)
+def test_unstable_forms_become_stable(unstable: Any, stable: Any) -> None:
+    x = [-200.0, -20.0, 0.5, 30.0, 200.0]
+    value, slope = run(unstable, x)
+    with np.errstate(under="ignore"):
+        wanted = stable(np.array(x, np.float64))
+    np.testing.assert_allclose(value, wanted, rtol=1e-6, atol=1e-38)
+    assert np.isfinite(slope).all()
+
+
+def test_small_differences_are_kept() -> None:
+    x = [1e-8, -3e-7]
+    value, _ = run(lambda x: gx.exp(x) - 1.0, x)
+    np.testing.assert_allclose(value, np.expm1(x), rtol=1e-6)
+    value, _ = run(lambda x: gx.log(1.0 + x), x)
+    np.testing.assert_allclose(value, np.log1p(x), rtol=1e-6)
+
+
+def test_a_transpose_beside_a_contraction_is_a_matter_of_letters() -> None:
+    x, w = gx.placeholder("x", (4, 3)), gx.Parameter(np.ones((5, 3), np.float32), "w")
+    graph, _ = trace([x], [(x @ w.T).T], {}, "f")
+    simple = simplify(graph)
+    assert [(n.op.name, n.attrs.get("spec")) for n in simple.nodes] == [("contract", "mk,nk->nm")]
+
+
+def test_a_shared_contraction_is_not_done_twice() -> None:
+    x, w = gx.placeholder("x", (4, 3)), gx.Parameter(np.ones((3, 5), np.float32), "w")
+    y = x @ w
+    graph, _ = trace([x], [y, y.T], {}, "f")
+    assert [n.op.name for n in simplify(graph).nodes].count("contract") == 1
+
+
+def test_equal_nodes_are_one_and_dead_ones_go() -> None:
+    x = Value(TensorType(DType.F32, (3,)), name="x")
+    y = ops.add(ops.exp(x), ops.exp(x))
+    graph = build("f", [x], [y])
+    assert [n.op.name for n in cse(graph).nodes] == ["exp", "add"]
+    dead = ops.tanh(x)
+    assert dead.node is not None
+    whole = Graph("f", (x,), (), (*graph.nodes, dead.node), (y,))
+    assert len(dce(whole).nodes) == len(graph.nodes)
+
+
+def test_constants_of_one_number_stay_small() -> None:
+    big = ops.full((1000, 1000), 2.0, DType.F32)
+    (value,) = fold(build("f", [], [ops.exp(ops.add(big, big))])).outputs
+    assert value.node is not None and value.node.op.name == "broadcast"
+
+
+def test_ten_thousand_nodes_take_passes_in_linear_work() -> None:
+    """Simplification visits each node a bounded number of times: twice the nodes, about twice the calls."""
+    calls = []
+    for count in (1000, 2000):
+        x = y = Value(TensorType(DType.F32, (3,)), name="x")
+        for _ in range(count):
+            y = ops.neg(ops.add(ops.tanh(y), x))
+        seen = 0
+        original = Rule.apply
+
+        def counted(self: Rule, value: Value, original: Any = original) -> Any:
+            nonlocal seen
+            seen += 1
+            return original(self, value)
+
+        Rule.apply = counted  # type: ignore[method-assign]
+        try:
+            simplify(build("f", [x], [y]))
+        finally:
+            Rule.apply = original  # type: ignore[method-assign]
+        calls.append(seen)
+    assert calls[1] < 2.5 * calls[0]
