@@ -355,6 +355,9 @@ def convert(x: Tensor, dtype: DType) -> Tensor:
 
 def promote(*operands: Any) -> list[Tensor]:
     """The operands as tensors of one dtype, NumPy's result_type; Python numbers are weak."""
+    for x in operands:
+        if not isinstance(x, Tensor | bool | int | float | complex | list | tuple | np.ndarray | np.generic):
+            raise ArgumentError(f"expected a tensor, array or number, not {type(x).__name__}", source.here())
     kinds: list[Any] = [x.dtype.numpy if isinstance(x, Tensor) else x for x in operands]
     kinds = [k if isinstance(k, np.dtype | bool | int | float) else np.asarray(k).dtype for k in kinds]
     if any(isinstance(k, complex) for k in kinds):
@@ -369,8 +372,6 @@ def promote(*operands: Any) -> list[Tensor]:
 def _as_tensor(x: Any, dtype: DType | None) -> Tensor:
     if isinstance(x, Tensor):
         return x if dtype is None else convert(x, dtype)
-    if not isinstance(x, bool | int | float | list | tuple | np.ndarray | np.generic):
-        raise ArgumentError(f"expected a tensor, array or number, not {type(x).__name__}", source.here())
     return constant(x, dtype)
 
 

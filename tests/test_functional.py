@@ -1,0 +1,151 @@
+"""Functions against NumPy's formulas, and against torch where it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from test_tensor import run
+
+import graphc as gx
+from graphc.errors import ArgumentError, DTypeError, IndexRangeError, ShapeError
+
+Array = np.ndarray[Any, Any]
+RANDOM = np.random.default_rng(0)
+X = RANDOM.standard_normal((4, 5, 6))
+
+PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "sum": (lambda x: gx.sum(x, (0, 2)), lambda x: x.sum((0, 2))),
+    "sum_all": (gx.sum, np.sum),
+    "sum_bools": (lambda x: gx.sum(x > 0, 1), lambda x: (x > 0).sum(1)),
+    "keepdims": (lambda x: gx.max(x, 1, keepdims=True), lambda x: x.max(1, keepdims=True)),
+    "min": (lambda x: gx.min(x, -1), lambda x: x.min(-1)),
+    "prod": (lambda x: gx.prod(x, 1), lambda x: x.prod(1)),
+    "mean": (lambda x: gx.mean(x, 1), lambda x: x.mean(1)),
+    "mean_bools": (lambda x: gx.mean(x > 0), lambda x: (x > 0).mean()),
+    "var": (lambda x: gx.var(x, (0, 1), ddof=1), lambda x: x.var((0, 1), ddof=1)),
+    "std": (lambda x: gx.std(x, 2, keepdims=True), lambda x: x.std(2, keepdims=True)),
+    "all": (lambda x: gx.all(x > -1, 0), lambda x: (x > -1).all(0)),
+    "any": (lambda x: gx.any(x > 1, 0), lambda x: (x > 1).any(0)),
+    "argmax": (lambda x: gx.argmax(x, 1), lambda x: x.argmax(1)),
+    "argmax_all": (gx.argmax, np.argmax),
+    "argmin": (lambda x: gx.argmin(x, -1), lambda x: x.argmin(-1)),
+    "argmax_ties": (lambda x: gx.argmax(gx.round(x), 1), lambda x: np.round(x).argmax(1)),
+    "clip": (lambda x: gx.clip(x, -0.5, 1), lambda x: x.clip(-0.5, 1)),
+    "where": (lambda x: gx.where(x > 0, x, 0.5), lambda x: np.where(x > 0, x, 0.5)),
+    "flatten": (lambda x: gx.flatten(x, 1), lambda x: x.reshape(4, 30)),
+    "swapaxes": (lambda x: gx.swapaxes(x, 0, -1), lambda x: x.swapaxes(0, -1)),
+    "transpose": (lambda x: gx.transpose(x, (2, 0, 1)), lambda x: x.transpose(2, 0, 1)),
+    "squeeze": (lambda x: gx.squeeze(x[:1]), lambda x: x[:1].squeeze()),
+    "expand_dims": (lambda x: gx.expand_dims(x, -1), lambda x: np.expand_dims(x, -1)),
+    "concat": (lambda x: gx.concat([x, x * 2], 1), lambda x: np.concatenate([x, x * 2], 1)),
+    "stack": (lambda x: gx.stack([x, -x], -1), lambda x: np.stack([x, -x], -1)),
+    "split": (lambda x: gx.split(x, 2, 1)[2], lambda x: x[:, 4:]),
+    "chunk": (lambda x: gx.chunk(x, 2, 2)[1], lambda x: x[..., 3:]),
+    "pad": (lambda x: gx.pad(x, [(1, 0), (0, 2), (1, 1)], 3.0), None),
+    "flip": (lambda x: gx.flip(x, (0, 2)), lambda x: np.flip(x, (0, 2))),
+    "tril": (lambda x: gx.tril(x, 1), lambda x: np.tril(x, 1)),
+    "triu": (lambda x: gx.triu(x, -1), lambda x: np.triu(x, -1)),
+    "take": (lambda x: gx.take(x, np.array([2, 0]), 1), lambda x: np.take(x, [2, 0], 1)),
+    "logsumexp": (lambda x: gx.logsumexp(x, 1), lambda x: np.logaddexp.reduce(x, 1)),
+    "softplus": (gx.softplus, lambda x: np.logaddexp(x, 0)),
+    "einsum": (lambda x: gx.einsum("abc,dbc->ad", x, x), lambda x: np.einsum("abc,dbc->ad", x, x)),
+    "einsum_implicit": (lambda x: gx.einsum("abc,abd", x, x), lambda x: np.einsum("abc,abd", x, x)),
+    "einsum_three": (lambda x: gx.einsum("abc,dbe,fbc->aef", x, x, x), lambda x: np.einsum("abc,dbe,fbc->aef", x, x, x)),
+    "einsum_one": (lambda x: gx.einsum("abc->ca", x), lambda x: np.einsum("abc->ca", x)),
+    "einsum_lone": (lambda x: gx.einsum("abc,ade->e", x, x), lambda x: np.einsum("abc,ade->e", x, x)),
+}
+PAIRS["pad"] = PAIRS["pad"][0], lambda x: np.pad(x, [(1, 0), (0, 2), (1, 1)], constant_values=3.0)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_functions_are_numpys(name: str) -> None:
+    ours, numpys = PAIRS[name]
+    found, wanted = run(ours, X), np.asarray(numpys(X))
+    assert found.dtype == wanted.dtype
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_argmax_of_nan_is_the_first_nan() -> None:
+    x = np.array([1.0, np.nan, 3.0, np.nan])
+    assert run(gx.argmax, x) == np.argmax(x) == 1
+
+
+def test_makers() -> None:
+    assert run(lambda: gx.arange(3)).tolist() == [0, 1, 2]
+    assert run(lambda: gx.zeros((2, 1))).tolist() == [[0.0], [0.0]]
+    assert run(lambda: gx.full(2, 7, gx.int32)).tolist() == [7, 7]
+    assert run(lambda x: gx.one_hot(x, 3), np.array([2, 0])).tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert run(lambda x: gx.ones_like(x) + gx.zeros_like(x), np.zeros(2)).tolist() == [1, 1]
+
+
+def test_layer_norm_is_its_formula() -> None:
+    w, b = RANDOM.standard_normal((2, 5, 6))
+    found = run(lambda x, w, b: gx.layer_norm(x, (5, 6), w, b, eps=1e-3), X, w, b)
+    mean, var = X.mean((1, 2), keepdims=True), X.var((1, 2), keepdims=True)
+    np.testing.assert_allclose(found, (X - mean) / np.sqrt(var + 1e-3) * w + b, rtol=1e-9)
+
+
+def log_softmax(x: Array, axis: int) -> Array:
+    return np.asarray(x - np.logaddexp.reduce(x, axis, keepdims=True))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_its_formula(reduction: str, smoothing: float) -> None:
+    for shape in ((7, 5), (3, 5, 2)):
+        scores, classes = RANDOM.standard_normal(shape), RANDOM.integers(0, 5, (shape[0], *shape[2:]))
+        logs = log_softmax(scores, 1)
+        losses = -np.take_along_axis(logs, classes[:, None], 1)[:, 0] * (1 - smoothing) - smoothing * logs.mean(1)
+        wanted = {"mean": losses.mean(), "sum": losses.sum(), "none": losses}[reduction]
+        found = run(lambda s, c: gx.cross_entropy(s, c, reduction, smoothing), scores, classes)
+        np.testing.assert_allclose(found, wanted, rtol=1e-9)
+
+
+def test_other_losses_are_their_formulas() -> None:
+    x, t = RANDOM.standard_normal((2, 6)), RANDOM.random((2, 6))
+    np.testing.assert_allclose(run(gx.mse_loss, x, t), ((x - t) ** 2).mean(), rtol=1e-9)
+    np.testing.assert_allclose(run(gx.l1_loss, x, t), np.abs(x - t).mean(), rtol=1e-9)
+    s = 1 / (1 + np.exp(-x))
+    wanted = -(t * np.log(s) + (1 - t) * np.log(1 - s)).mean()
+    np.testing.assert_allclose(run(gx.binary_cross_entropy_with_logits, x, t), wanted, rtol=1e-9)
+    logs, classes = log_softmax(x, 1), np.array([1, 4])
+    np.testing.assert_allclose(run(gx.nll_loss, logs, classes), -logs[[0, 1], classes].mean(), rtol=1e-9)
+
+
+def test_a_label_outside_the_classes_is_named() -> None:
+    with pytest.raises(IndexRangeError, match=r"label 5 is outside \[0, 5\)\n  at .*test_tensor.py"):
+        run(gx.cross_entropy, np.zeros((2, 5)), np.array([0, 5]))
+
+
+def test_wrong_losses_are_refused() -> None:
+    x = gx.placeholder("x", (4, 5))
+    with pytest.raises(DTypeError, match="classes must be integers"):
+        gx.cross_entropy(x, gx.placeholder("t", (4,)))
+    with pytest.raises(ShapeError, match=r"i64\[3\] do not fit scores f32\[4,5\]"):
+        gx.cross_entropy(x, gx.placeholder("t", (3,), gx.int64))
+    with pytest.raises(ShapeError, match="differ in shape"):
+        gx.mse_loss(x, gx.placeholder("t", (4,)))
+    with pytest.raises(ArgumentError, match="reduction must be"):
+        gx.mse_loss(x, x, "average")
+    with pytest.raises(ArgumentError, match="approximate must be"):
+        gx.gelu(x, "fast")
+    with pytest.raises(ArgumentError, match="repeats a letter"):
+        gx.einsum("aa->a", x)
+
+
+ACTIVATIONS = ["relu", "leaky_relu", "elu", "silu", "softplus", "gelu", "sigmoid", "tanh", "softmax", "log_softmax"]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_torchs(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    theirs = getattr(torch.nn.functional, name)
+    options = {"dim": -1} if "softmax" in name else {}
+    x = np.concatenate([X[0, 0], [0.0, -0.0, 30.0, -30.0, np.inf, np.nan]])[None]
+    if "softmax" in name:
+        x = x[:, :-2]
+    wanted = theirs(torch.tensor(x), **options).numpy()
+    np.testing.assert_allclose(run(getattr(gx, name), x), wanted, rtol=1e-9, atol=1e-15)
