@@ -53,11 +53,16 @@ def compile(
     threads = threads if threads is not None else settings.threads() or 1
     if threads < 1:
         raise ArgumentError(f"threads must be at least 1, not {threads}")
-    given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    single = isinstance(outputs, Tensor)
-    wanted = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    graph, state = trace(given, wanted, updates or {}, name)
-    return Function(graph, state, mode=mode, threads=threads, single=single)
+    graph, state = trace(_listed(inputs), _listed(outputs), updates or {}, name)
+    return Function(graph, state, mode=mode, threads=threads, single=isinstance(outputs, Tensor))
+
+
+def _listed(tensors: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(tensors, Tensor):
+        return [tensors]
+    if not isinstance(tensors, Iterable):
+        raise ArgumentError(f"compile takes tensors, not {type(tensors).__name__}")
+    return list(tensors)
 
 
 def trace(

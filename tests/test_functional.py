@@ -53,7 +53,10 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "softplus": (gx.softplus, lambda x: np.logaddexp(x, 0)),
     "einsum": (lambda x: gx.einsum("abc,dbc->ad", x, x), lambda x: np.einsum("abc,dbc->ad", x, x)),
     "einsum_implicit": (lambda x: gx.einsum("abc,abd", x, x), lambda x: np.einsum("abc,abd", x, x)),
-    "einsum_three": (lambda x: gx.einsum("abc,dbe,fbc->aef", x, x, x), lambda x: np.einsum("abc,dbe,fbc->aef", x, x, x)),
+    "einsum_three": (
+        lambda x: gx.einsum("abc,dbe,fbc->aef", x, x, x),
+        lambda x: np.einsum("abc,dbe,fbc->aef", x, x, x),
+    ),
     "einsum_one": (lambda x: gx.einsum("abc->ca", x), lambda x: np.einsum("abc->ca", x)),
     "einsum_lone": (lambda x: gx.einsum("abc,ade->e", x, x), lambda x: np.einsum("abc,ade->e", x, x)),
 }

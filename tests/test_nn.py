@@ -75,9 +75,7 @@ def test_state_is_loaded_completely_or_not_at_all() -> None:
 
 def test_modules_print_as_torchs_do() -> None:
     net = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
-    assert repr(net) == (
-        "Sequential(\n  (0): Linear(in_features=3, out_features=2, bias=True)\n  (1): ReLU()\n)"
-    )
+    assert repr(net) == ("Sequential(\n  (0): Linear(in_features=3, out_features=2, bias=True)\n  (1): ReLU()\n)")
 
 
 def test_mistakes_are_refused() -> None:

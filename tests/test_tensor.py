@@ -73,11 +73,13 @@ def test_shapes_broadcast_as_numpys(a: tuple[int, ...], b: tuple[int, ...]) -> N
     same(operator.sub, RANDOM.standard_normal(a), RANDOM.standard_normal(b))
 
 
-@pytest.mark.parametrize(
-    ("a", "b"),
-    [((2, 3), (3, 4)), ((3,), (3, 4)), ((2, 3), (3,)), ((3,), (3,)), ((5, 2, 3), (3, 4)), ((2, 3), (5, 3, 4))]
-    + [((5, 2, 3), (5, 3, 4)), ((4, 1, 2, 3), (5, 3, 2)), ((5, 2, 3), (3,)), ((3,), (5, 3, 2)), ((0, 3), (3, 2))],
-)
+MATMULS = [
+    *[((2, 3), (3, 4)), ((3,), (3, 4)), ((2, 3), (3,)), ((3,), (3,)), ((5, 2, 3), (3, 4)), ((2, 3), (5, 3, 4))],
+    *[((5, 2, 3), (5, 3, 4)), ((4, 1, 2, 3), (5, 3, 2)), ((5, 2, 3), (3,)), ((3,), (5, 3, 2)), ((0, 3), (3, 2))],
+]
+
+
+@pytest.mark.parametrize(("a", "b"), MATMULS)
 def test_matmul_is_numpys(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     same(operator.matmul, RANDOM.standard_normal(a), RANDOM.standard_normal(b), rtol=1e-9)
 

@@ -1,0 +1,109 @@
+"""Contractions: loops and native code compute what the reference computes, whatever the spec, shape and schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graphc import ops
+from graphc.codegen import jit
+from graphc.ir.graph import Graph, Literal, Value, build
+from graphc.ir.types import DType, TensorType
+from graphc.loops import interpret, schedule
+from graphc.loops.lower import lower
+from graphc.loops.target import AVX2, TARGETS
+from graphc.loops.verify import verify
+from graphc.passes.forms import Contract, classify
+from graphc.reference import evaluate
+from tests.test_emit import native
+
+RNG = np.random.default_rng(0)
+NUMBERS = (DType.F32, DType.F64, DType.I32, DType.I64)
+SCHEDULES = (
+    "contract lanes=4 vectors=2 rows=3 blocks=3 pack=1",
+    "contract lanes=4 vectors=1 rows=2 blocks=1 pack=0",
+    "contract lanes=2 vectors=1 rows=1 blocks=5 pack=1",
+)
+MATMULS = ("mk,kn->mn", "mk,nk->mn", "km,kn->mn", "km,nk->nm", "bmk,bkn->bmn", "bmk,nk->mbn")
+
+
+def value(shape: Sequence[int], dtype: DType = DType.F32) -> Value:
+    return Value(TensorType(dtype, tuple(shape)), name="x")
+
+
+def splat(number: float, shape: Sequence[int]) -> Value:
+    return ops.constant(value=Literal.of(np.full(shape, number, np.float32)))
+
+
+def operands(spec: str, sizes: dict[str, int], dtype: DType = DType.F32) -> list[Value]:
+    first, second = spec.split("->")[0].split(",")
+    return [value([sizes[letter] for letter in part], dtype) for part in (first, second)]
+
+
+def feed(x: Value) -> np.ndarray:
+    if x.dtype.is_float:
+        return RNG.standard_normal(x.type.extents).astype(x.dtype.numpy)
+    return RNG.integers(-9, 9, x.type.extents).astype(x.dtype.numpy)
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    exact = expected.dtype.kind != "f"
+    tolerance = 0.0 if exact else 1e-12 if expected.dtype == np.float64 else 2e-5
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=tolerance, atol=tolerance)
+
+
+def check(
+    inputs: list[Value], outputs: list[Value], schedules: Sequence[str | None] = (None, *SCHEDULES), run: bool = False
+) -> None:
+    """Interpreted loops against the reference; native code too, with `run`."""
+    body = build("body", inputs, outputs)
+    assert isinstance(classify(body), Contract)
+    feeds = [feed(x) for x in inputs]
+    wanted, _ = evaluate(body, feeds)
+    for text in schedules:
+        for target in TARGETS.values() if text is None else [AVX2]:
+            function = lower(body, "body", target, schedule.parse(text) if text else None)
+            verify(function)
+            for found, expected in zip(interpret.run(function, feeds), wanted, strict=True):
+                close(found, expected)
+    if run:
+        check_native(body, feeds, wanted)
+
+
+def check_native(body: Graph, feeds: list[np.ndarray], wanted: Sequence[np.ndarray]) -> None:
+    function = lower(body, "body", jit.host_target())
+    for found, expected in zip(native(function, feeds)[0], wanted, strict=True):
+        close(found, expected)
+
+
+@st.composite
+def products(draw: st.DrawFn) -> tuple[str, dict[str, int]]:
+    """A random spec and the sizes of its letters."""
+    homes = draw(st.lists(st.sampled_from(["ab", "ac", "bc", "abc"]), min_size=0, max_size=5))
+    letters = "klmno"[: len(homes)]
+    parts = [[x for x, home in zip(letters, homes, strict=True) if place in home] for place in "abc"]
+    a, b, c = ("".join(draw(st.permutations(part))) for part in parts)
+    return f"{a},{b}->{c}", {x: draw(st.sampled_from([0, 1, 2, 3, 5, 9, 2, 3, 5, 9])) for x in letters}
+
+
+@given(product=products(), dtype=st.sampled_from(NUMBERS))
+@settings(max_examples=60, deadline=None)
+def test_any_product_of_two_operands_is_summed_right(product: tuple[str, dict[str, int]], dtype: DType) -> None:
+    spec, sizes = product
+    if np.prod([float(size) for size in sizes.values()]) > 3000:
+        sizes = dict.fromkeys(sizes, 3)
+    a, b = operands(spec, sizes, dtype)
+    check([a, b], [ops.contract(a, b, spec=spec)])
+
+
+@pytest.mark.parametrize("dtype", NUMBERS)
+@pytest.mark.parametrize("spec", MATMULS)
+def test_native_products_of_every_type_and_transposition(spec: str, dtype: DType) -> None:
+    a, b = operands(spec, {"b": 3, "m": 13, "n": 37, "k": 21}, dtype)
+    body = build("body", [a, b], [ops.contract(a, b, spec=spec)])
+    feeds = [feed(a), feed(b)]
+    check_native(body, feeds, evaluate(body, feeds)[0])
