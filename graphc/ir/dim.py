@@ -78,6 +78,12 @@ def exact_div(dim: Dim, divisor: Dim) -> Dim:
     raise ShapeError(f"dimension {dim} is not a multiple of {divisor}")
 
 
+def floor_div(dim: Dim, divisor: int) -> Dim:
+    """`dim // divisor`; raises ShapeError unless `divisor` divides the factor of every name."""
+    constant = next((c for names, c in _terms(dim) if names == ()), 0)
+    return exact_div(dim - constant, divisor) + constant // divisor
+
+
 def product(dims: Iterable[Dim]) -> Dim:
     """Number of elements of a shape."""
     return prod(dims, start=1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from graphc.errors import DTypeError, ShapeError
 from graphc.ir import dim as dims
-from graphc.ir.dim import Dim
+from graphc.ir.dim import Dim, Polynomial
 
 Shape = tuple[Dim, ...]
 
@@ -78,12 +78,22 @@ def as_dtype(spec: Any) -> DType:
     return found
 
 
+def is_extent(dim: object) -> bool:
+    """Whether `dim` can be the extent of an axis."""
+    return isinstance(dim, Polynomial) or (isinstance(dim, int) and dim >= 0)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """Element type and shape; prints as `f32[batch,784]`."""
+    """Element type and shape; prints as `f32[batch,784]`. Raises ShapeError for an extent that is none."""
 
     dtype: DType
     shape: Shape
+
+    def __post_init__(self) -> None:
+        for extent in self.shape:
+            if not is_extent(extent):
+                raise ShapeError(f"an extent is a whole number from 0 on, or named, not {extent!r}")
 
     @property
     def rank(self) -> int:
