@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,6 @@ from graphc.ir.graph import Graph, Literal, Value, apply, build
 from graphc.ir.op import OPS
 from graphc.ir.source import Location, located
 from graphc.ir.types import TensorType, float32, int64
-from graphc.passes import fuse as fuse_module
 from graphc.passes.forms import Contract, Map, Rows, classify, is_splat_or_position
 from graphc.passes.fuse import fuse, inline
 from graphc.reference import evaluate
@@ -351,7 +351,7 @@ def test_the_work_of_fusion_grows_linearly(monkeypatch: pytest.MonkeyPatch) -> N
         visited += len(body.nodes)
         return classify(body)
 
-    monkeypatch.setattr(fuse_module, "classify", counting)
+    monkeypatch.setattr(sys.modules["graphc.passes.fuse"], "classify", counting)
     per_node = []
     for depth in (20, 80):
         graph = mlp_step(4, (6,) * depth)

@@ -237,16 +237,18 @@ class _Lowering:
     # Tiles
 
     def tiles(self, factors: tuple[Element, Element] | None) -> None:
-        """All tiles: outer axes and blocks of rows may be shared by threads; inside, panels, then tiles of rows."""
-        roles, point = self.roles, self.point
+        """All tiles. Units, each some tiles of rows at one place of the outer axes, are shared by threads; what is left
+        over of the rows comes after them. Inside a unit run panels, then tiles of rows."""
+        roles, point, wanted = self.roles, self.point, self.schedule.blocks
         outer = [roles.group(axis) for axis in roles.outer]
         count, rows = math.prod(g.extent for g in outer), roles.extent(roles.rows)
         high = min(self.schedule.rows, rows)
         tiles, rest = divmod(rows, high)
-        by_outer = count >= self.schedule.blocks or tiles == 1
-        length = block_length(count if by_outer else tiles, self.schedule.blocks)
-        each = -(-tiles // length) + bool(rest)
-        blocks = -(-count // length) if by_outer else count * each
+        length = block_length(tiles, -(-wanted // count))
+        units, left = count * (tiles // length), tiles % length
+        pieces, ends = block_length(units, wanted), block_length(count, wanted)
+        first_end = -(-units // pieces)
+        blocks = first_end + (-(-count // ends) if left or rest else 0)
         for node in self.form.accumulations:
             self.partials[node] = Partial.of(point.name("part"), node, blocks)
             self.scratch.append(self.partials[node].buffer)
@@ -260,31 +262,24 @@ class _Lowering:
                 with self.strip(start, width) as first_column, point.loop("t", length) as tile:
                     self.tile(number, first + tile * height, height, first_column, width, factors)
 
-        def outer_block(number: Index, first: Index, length: int) -> None:
+        def full(number: Index, first: Index, size: int) -> None:
             clear(number)
-            with point.loop("o", length) as position, point.where(spread(outer, roles.variables, first + position)):
-                block(number, ZERO, tiles, high)
+            with point.loop("o", size) as unit:
+                position, part = unflatten(first + unit, [count, tiles // length])
+                with point.where(spread(outer, roles.variables, position)):
+                    block(number, part * (length * high), length, high)
+
+        def end(number: Index, first: Index, size: int) -> None:
+            clear(number + first_end)
+            with point.loop("o", size) as unit, point.where(spread(outer, roles.variables, first + unit)):
+                if left:
+                    block(number + first_end, Index((tiles - left) * high), left, high)
                 if rest:
-                    block(number, Index(tiles * high), 1, rest)
+                    block(number + first_end, Index(tiles * high), 1, rest)
 
-        def row_blocks() -> None:
-            with point.loop("o", count) as position, point.where(spread(outer, roles.variables, position)):
-                base = position * each
-
-                def full(number: Index, first: Index, length: int) -> None:
-                    clear(base + number)
-                    block(base + number, first * high, length, high)
-
-                found = shared(point, tiles, length, full)
-                if rest:
-                    with point.section():
-                        clear(base + found)
-                        block(base + found, Index(tiles * high), 1, rest)
-
-        if by_outer:
-            shared(point, count, length, outer_block)
-        else:
-            row_blocks()
+        shared(point, units, pieces, full)
+        if left or rest:
+            shared(point, count, ends, end)
 
     def strips(self) -> Iterator[tuple[int, int]]:
         """(first column, width) of the full panels together, and of the last one."""
