@@ -20,7 +20,9 @@ from graphc.ir.graph import Graph, Node
 from graphc.ir.op import Contraction, Opaque, Reduction
 from graphc.ir.types import DType, as_dtype
 from graphc.loops.ir import Function
-from graphc.runtime.executable import Executable, aligned_bytes
+from graphc.runtime.executable import Executable
+from graphc.runtime.memory import aligned_bytes
+from graphc.runtime.team import members
 
 Array = np.ndarray[Any, Any]
 
@@ -101,6 +103,9 @@ def call(executable: Executable, function: Function, operands: Sequence[Array], 
     for buffer in function.scratch:
         pointers.append(scratch.ctypes.data + offset)
         offset += scratch_bytes(Function("", (), (), (buffer,), ()))
+    alone = members(1)
+    if executable.threads > 1 and function.outputs:
+        pointers += [alone.ctypes.data, 0, 1]  # team, tid, threads
     kind = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * len(pointers))
     kind(executable.compiled.address(function.name))(*pointers)
     return written or [np.asarray(a) for a in like]

@@ -204,7 +204,7 @@ class Function:
     def _compilation(self, shapes: tuple[tuple[int, ...], ...]) -> Compilation:
         found = self._compiled.get(shapes)
         if found is None:
-            found = pipeline.build(self.graph, sizes_of(self.graph.inputs, shapes))
+            found = pipeline.build(self.graph, sizes_of(self.graph.inputs, shapes), self.threads)
             self._compiled[shapes] = found
         self._latest = found
         return found

@@ -25,7 +25,7 @@ from graphc.loops.lower import lower
 from graphc.loops.target import Target
 from graphc.passes import manager  # with all passes
 from graphc.plan import Plan, make
-from graphc.runtime.executable import Executable
+from graphc.runtime.executable import Executable, symbols
 
 PASSES = (
     "simplify",  # first: what it rewrites (log of softmax, broadcasts) would hide behind folded constants and kernels
@@ -66,15 +66,15 @@ class Compilation:
         return {function.name: function for function in self.functions.values()}
 
 
-def build(graph: Graph, sizes: Mapping[str, int]) -> Compilation:
-    """Compile `graph` for the given sizes of its named dimensions."""
+def build(graph: Graph, sizes: Mapping[str, int], threads: int = 1) -> Compilation:
+    """Compile `graph` for the given sizes of its named dimensions, to be run by so many threads."""
     target = host_target()
     stages = {"graph": graph, "bind": bind(graph, sizes)}
     fused, ledger = manager.run(stages["bind"], passes_for(stages["bind"]), observe=stages.__setitem__)
     functions = lower_kernels(fused, target)
     plan = make(fused, {node: code.scratch_bytes(function) for node, function in functions.items()})
-    compiled = compile(code.emit_kernels(plan, functions, target))
-    found = Compilation(stages, ledger, plan, functions, Executable(plan, functions, compiled))
+    compiled = compile(code.emit_kernels(plan, functions, target, threaded=threads > 1), symbols(threads))
+    found = Compilation(stages, ledger, plan, functions, Executable(plan, functions, compiled, threads))
     _report(found, "".join(f".{name}{size}" for name, size in sizes.items()))
     return found
 

@@ -20,7 +20,7 @@ from graphc.errors import (
     StateError,
 )
 from graphc.ir.op import OPS
-from graphc.runtime.executable import aligned_bytes
+from graphc.runtime.memory import aligned_bytes
 
 Array = np.ndarray[Any, Any]
 RANDOM = np.random.default_rng(0)

@@ -41,17 +41,20 @@ def emit_kernels(plan: Plan, kernels: Mapping[Node, Function], target: Target, *
     return str(module)
 
 
-def emit_timed(plan: Plan, kernels: Mapping[Node, Function]) -> str:
+def emit_timed(plan: Plan, kernels: Mapping[Node, Function], *, threaded: bool = False) -> str:
     """A module with the step alone, which reads the cycle counter around every call.
 
-    The table's last entry, behind the arena, is where the counts go: one i64 before the first call and one after each.
+    The table's last entry, behind the arena, is where the counts go: for each thread one i64 before the first call and
+    one after each.
     """
     module = Module()
     for function in _distinct(plan, kernels):
         result = "i64" if returns_status(function) else "void"
-        parameters = ", ".join(["ptr"] * len((*function.inputs, *function.outputs, *function.scratch)))
+        types = ["ptr"] * len((*function.inputs, *function.outputs, *function.scratch))
+        types += ["ptr", "i64", "i64"] if threaded and result == "void" else []
+        parameters = ", ".join(types)
         module.declare(f"declare {result} @{function.name}({parameters})")
-    _Step(plan, kernels, module, threaded=False, timed=True).write()
+    _Step(plan, kernels, module, threaded=threaded, timed=True).write()
     return str(module)
 
 
@@ -102,7 +105,11 @@ class _Step:
             return
         self.module.declare(CLOCK)
         now = self.body.emit("call i64 @llvm.readcyclecounter()")
-        place = self.body.emit(f"getelementptr i64, ptr {self.bases[max(self.bases)]}, i64 {number}")
+        mine = str(number)
+        if self.threaded:
+            row = self.body.emit(f"mul i64 %tid, {len(self.plan.steps) + 1}")
+            mine = self.body.emit(f"add i64 {row}, {number}")
+        place = self.body.emit(f"getelementptr i64, ptr {self.bases[max(self.bases)]}, i64 {mine}")
         self.body.void(f"store i64 {now}, ptr {place}")
 
     def address(self, address: Address, offset: int = 0) -> str:

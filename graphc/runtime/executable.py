@@ -9,9 +9,10 @@ Invariants:
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,28 +20,31 @@ import numpy as np
 from graphc import reference
 from graphc.codegen import step as code
 from graphc.codegen.jit import Compiled, compile
-from graphc.errors import GraphcError, PlanError
+from graphc.errors import GraphcError
 from graphc.ir.graph import Graph, Node
 from graphc.ir.types import TensorType
 from graphc.loops.ir import Function
-from graphc.plan import ALIGNMENT, Call, Plan
+from graphc.plan import Call, Plan
+from graphc.runtime import team
+from graphc.runtime.memory import aligned_bytes, aligned_copy
 
 Array = np.ndarray[Any, Any]
 _STEP = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
+Run = Callable[[int], int]  # of a step on the table at an address
 
 
 class Executable:
-    """Native code for `plan`, in which call node n runs `kernels[n]`."""
+    """Native code for `plan`, in which call node n runs `kernels[n]`, by `threads` threads."""
 
-    def __init__(self, plan: Plan, kernels: Mapping[Node, Function], compiled: Compiled) -> None:
-        self.plan, self.kernels, self.compiled = plan, kernels, compiled
+    def __init__(self, plan: Plan, kernels: Mapping[Node, Function], compiled: Compiled, threads: int = 1) -> None:
+        self.plan, self.kernels, self.compiled, self.threads = plan, kernels, compiled, threads
         self.arena = aligned_bytes(plan.arena_bytes, plan.graph.name)
-        self.constants = [_aligned_copy(literal.array) for literal in plan.constants]
+        self.constants = [aligned_copy(literal.array) for literal in plan.constants]
         self.results = [value.type for value in plan.graph.outputs]
         fixed = [*(a.ctypes.data for a in self.constants), self.arena.ctypes.data]
         given = len(plan.graph.inputs) + len(plan.graph.state) + len(self.results)
         self.table = (ctypes.c_uint64 * (given + len(fixed)))(*[0] * given, *fixed)
-        self.run = _STEP(compiled.address(code.NAME))
+        self.run = self._entry(compiled)
         self.lock = threading.Lock()
 
     def __call__(self, inputs: Sequence[Array], state: Sequence[Array]) -> list[Array]:
@@ -57,9 +61,9 @@ class Executable:
 
         The processor's counter is read around each call; the whole step, timed from outside, says how fast it counts.
         """
-        timed = compile(code.emit_timed(self.plan, self.kernels), self._symbols())
-        run = _STEP(timed.address(code.NAME))
-        counts = np.zeros((repeat, len(self.plan.steps) + 1), np.int64)
+        timed = compile(code.emit_timed(self.plan, self.kernels, threaded=self.threads > 1), self._symbols())
+        run = self._entry(timed)
+        counts = np.zeros((repeat, self.threads, len(self.plan.steps) + 1), np.int64)
         elapsed = 0.0
         with self.lock:
             copies = [array.copy() for array in state]
@@ -73,7 +77,7 @@ class Executable:
                 if failed:
                     raise self._failure(failed, table)
             del outputs
-        cycles = np.diff(counts, axis=1)
+        cycles = np.diff(counts[:, 0], axis=1)
         seconds: Array = cycles * (elapsed / max(1, int(cycles.sum())))
         return seconds
 
@@ -83,9 +87,16 @@ class Executable:
             self.table[entry] = array.ctypes.data
         return outputs
 
+    def _entry(self, compiled: Compiled) -> Run:
+        """The step of some machine code, as a function of its table."""
+        address = compiled.address(code.NAME)
+        if self.threads == 1:
+            return _STEP(address)
+        return functools.partial(team.team(self.threads).run, address)
+
     def _symbols(self) -> dict[str, int]:
         names = {function.name for function in self.kernels.values()}
-        return {name: self.compiled.address(name) for name in names}
+        return {**symbols(self.threads), **{name: self.compiled.address(name) for name in names}}
 
     def _failure(self, number: int, table: ctypes.Array[ctypes.c_uint64]) -> GraphcError:
         """The error of check `number` (from 1): its kernel run again by the reference on what it was given."""
@@ -101,19 +112,9 @@ class Executable:
         raise AssertionError(f"check {number} failed natively and passes in the reference")
 
 
-def aligned_bytes(size: int, name: str) -> Array:
-    """Uninitialised memory at an address that is a multiple of ALIGNMENT; raises PlanError when there is not enough."""
-    try:
-        memory = np.empty(size + ALIGNMENT, np.uint8)
-    except MemoryError:
-        raise PlanError(f"{name} needs an arena of {size / 2**20:.1f} MiB, which cannot be had") from None
-    return memory[-memory.ctypes.data % ALIGNMENT :][:size]
-
-
-def _aligned_copy(array: Array) -> Array:
-    memory = aligned_bytes(array.nbytes, "constants").view(array.dtype).reshape(array.shape)
-    memory[...] = array
-    return memory
+def symbols(threads: int) -> dict[str, int]:
+    """Addresses that the code of a step needs."""
+    return {"barrier": team.machine_code().address("barrier")} if threads > 1 else {}
 
 
 def _body(call: Call) -> Graph:

@@ -1,0 +1,135 @@
+"""What threads of a team need beside the step: a barrier, a loop that waits for work, and the call that shares a step.
+
+    void barrier(ptr team)                          wait for all threads of the team
+    i64  work(ptr team, i64 tid, i64 seen, i64 patience)
+                                                    run every step that is posted after number `seen`; return the
+                                                    last one's when none has come for `patience` looks
+    void post(ptr team, ptr step, ptr table)        the next step
+    i64  share(ptr team)                            thread 0's part of the posted step; its result
+
+A waiting thread spins on a counter, and offers its processor to others now and then. The team is a block of memory,
+each counter in a cache line of its own.
+"""
+
+from __future__ import annotations
+
+ARRIVED, GENERATION, THREADS, POSTED, STEP, TABLE = 0, 128, 256, 384, 512, 520
+BYTES = 640
+SPINS = 4096  # looks at a counter between two offers of the processor
+YIELD = "sched_yield"
+
+_FIELDS = {
+    "arrived": ARRIVED,
+    "generation": GENERATION,
+    "threads": THREADS,
+    "posted": POSTED,
+    "step": STEP,
+    "table": TABLE,
+}
+
+
+def _field(name: str) -> str:
+    return f"  %{name} = getelementptr i8, ptr %team, i64 {_FIELDS[name]}"
+
+
+def emit(pause: str) -> str:
+    """The module's text. `pause` is the instruction that tells the processor of a spin loop, or empty."""
+    relax = f'  call void asm sideeffect "{pause}", ""()' if pause else ""
+    return f"""declare i32 @{YIELD}()
+
+define void @relax(i64 %count) alwaysinline {{
+entry:
+{relax}
+  %rest = and i64 %count, {SPINS - 1}
+  %tired = icmp eq i64 %rest, {SPINS - 1}
+  br i1 %tired, label %offer, label %done
+offer:
+  %ignored = call i32 @{YIELD}()
+  br label %done
+done:
+  ret void
+}}
+
+define void @barrier(ptr %team) {{
+entry:
+{_field("arrived")}
+{_field("generation")}
+{_field("threads")}
+  %before = load atomic i64, ptr %generation acquire, align 8
+  %n = load i64, ptr %threads
+  %others = atomicrmw add ptr %arrived, i64 1 acq_rel
+  %mine = add i64 %others, 1
+  %last = icmp eq i64 %mine, %n
+  br i1 %last, label %open, label %wait
+open:
+  store atomic i64 0, ptr %arrived monotonic, align 8
+  %ignored = atomicrmw add ptr %generation, i64 1 release
+  ret void
+wait:
+  %count = phi i64 [ 0, %entry ], [ %more, %again ]
+  %now = load atomic i64, ptr %generation acquire, align 8
+  %opened = icmp ne i64 %now, %before
+  br i1 %opened, label %done, label %again
+again:
+  call void @relax(i64 %count)
+  %more = add i64 %count, 1
+  br label %wait
+done:
+  ret void
+}}
+
+define i64 @work(ptr %team, i64 %tid, i64 %first, i64 %patience) {{
+entry:
+{_field("threads")}
+{_field("posted")}
+{_field("step")}
+{_field("table")}
+  br label %look
+look:
+  %seen = phi i64 [ %first, %entry ], [ %seen, %again ], [ %now, %run ]
+  %count = phi i64 [ 0, %entry ], [ %more, %again ], [ 0, %run ]
+  %now = load atomic i64, ptr %posted acquire, align 8
+  %new = icmp ne i64 %now, %seen
+  br i1 %new, label %run, label %idle
+run:
+  %function = load ptr, ptr %step
+  %memory = load ptr, ptr %table
+  %n = load i64, ptr %threads
+  %ignored = call i64 %function(ptr %memory, ptr %team, i64 %tid, i64 %n)
+  call void @barrier(ptr %team)
+  br label %look
+idle:
+  %enough = icmp uge i64 %count, %patience
+  br i1 %enough, label %done, label %again
+again:
+  call void @relax(i64 %count)
+  %more = add i64 %count, 1
+  br label %look
+done:
+  ret i64 %seen
+}}
+
+define void @post(ptr %team, ptr %function, ptr %memory) {{
+entry:
+{_field("posted")}
+{_field("step")}
+{_field("table")}
+  store ptr %function, ptr %step
+  store ptr %memory, ptr %table
+  %ignored = atomicrmw add ptr %posted, i64 1 release
+  ret void
+}}
+
+define i64 @share(ptr %team) {{
+entry:
+{_field("threads")}
+{_field("step")}
+{_field("table")}
+  %function = load ptr, ptr %step
+  %memory = load ptr, ptr %table
+  %n = load i64, ptr %threads
+  %status = call i64 %function(ptr %memory, ptr %team, i64 0, i64 %n)
+  call void @barrier(ptr %team)
+  ret i64 %status
+}}
+"""
