@@ -44,14 +44,15 @@ def compile(
     updates  parameter or buffer -> its next value, as `optimizer.minimize(loss)` gives; all are set at once, after
              everything has been computed, or not at all
     mode     "native"; "interpret": NumPy, unoptimised; "check": both, compared on every call
-    threads  native threads, by default GRAPHC_THREADS or 1; results have the same bits for any number
+    threads  native threads, by default GRAPHC_THREADS, or all processors for what is large enough to be shared; results
+             have the same bits for any number
 
     Raises ArgumentError for a placeholder that is needed and not among `inputs`, and for what is no tensor.
     """
     if mode not in MODES:
         raise ArgumentError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
-    threads = threads if threads is not None else settings.threads() or 1
-    if threads < 1:
+    threads = threads if threads is not None else settings.threads()
+    if threads is not None and threads < 1:
         raise ArgumentError(f"threads must be at least 1, not {threads}")
     graph, state = trace(_listed(inputs), _listed(outputs), updates or {}, name)
     return Function(graph, state, mode=mode, threads=threads, single=isinstance(outputs, Tensor))
@@ -118,7 +119,13 @@ class Function:
     """A compiled graph. Call it with arrays, positionally or by name."""
 
     def __init__(
-        self, graph: Graph, state: Sequence[Holder], *, mode: str = "native", threads: int = 1, single: bool = False
+        self,
+        graph: Graph,
+        state: Sequence[Holder],
+        *,
+        mode: str = "native",
+        threads: int | None = None,
+        single: bool = False,
     ) -> None:
         self.graph, self.state, self.mode, self.threads = graph, tuple(state), mode, threads
         self._single = single

@@ -26,6 +26,7 @@ from graphc.loops.target import Target
 from graphc.passes import manager  # with all passes
 from graphc.plan import Plan, make
 from graphc.runtime.executable import Executable, symbols
+from graphc.runtime.team import available
 
 PASSES = (
     "simplify",  # first: what it rewrites (log of softmax, broadcasts) would hide behind folded constants and kernels
@@ -66,11 +67,16 @@ class Compilation:
         return {function.name: function for function in self.functions.values()}
 
 
-def build(graph: Graph, sizes: Mapping[str, int], threads: int = 1) -> Compilation:
-    """Compile `graph` for the given sizes of its named dimensions, to be run by so many threads."""
+WORTH_SHARING = 5e6  # scalar operations of a step from which it is shared by all processors: some 50 µs of one
+
+
+def build(graph: Graph, sizes: Mapping[str, int], threads: int | None = 1) -> Compilation:
+    """Compile `graph` for the given sizes of its named dimensions, to be run by so many threads (None: as it pays)."""
     target = host_target()
     stages = {"graph": graph, "bind": bind(graph, sizes)}
     fused, ledger = manager.run(stages["bind"], passes_for(stages["bind"]), observe=stages.__setitem__)
+    if threads is None:
+        threads = available() if manager.work(fused).operations >= WORTH_SHARING else 1
     functions = lower_kernels(fused, target)
     plan = make(fused, {node: code.scratch_bytes(function) for node, function in functions.items()})
     compiled = compile(code.emit_kernels(plan, functions, target, threaded=threads > 1), symbols(threads))

@@ -32,10 +32,19 @@ def _field(name: str) -> str:
     return f"  %{name} = getelementptr i8, ptr %team, i64 {_FIELDS[name]}"
 
 
-def emit(pause: str) -> str:
-    """The module's text. `pause` is the instruction that tells the processor of a spin loop, or empty."""
-    relax = f'  call void asm sideeffect "{pause}", ""()' if pause else ""
+PAUSE = {  # the intrinsic that tells a processor of a spin loop, and its arguments
+    "x86_64": ("llvm.x86.sse2.pause", "", ""),
+    "aarch64": ("llvm.aarch64.hint", "i32", "i32 1"),
+}
+
+
+def emit(architecture: str) -> str:
+    """The module's text."""
+    intrinsic = PAUSE.get(architecture)
+    declaration = f"declare void @{intrinsic[0]}({intrinsic[1]})" if intrinsic else ""
+    relax = f"  call void @{intrinsic[0]}({intrinsic[2]})" if intrinsic else ""
     return f"""declare i32 @{YIELD}()
+{declaration}
 
 define void @relax(i64 %count) alwaysinline {{
 entry:

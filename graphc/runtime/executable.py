@@ -9,7 +9,6 @@ Invariants:
 from __future__ import annotations
 
 import ctypes
-import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -92,7 +91,7 @@ class Executable:
         address = compiled.address(code.NAME)
         if self.threads == 1:
             return _STEP(address)
-        return functools.partial(team.team(self.threads).run, address)
+        return lambda table: team.team(self.threads).run(address, table)  # a forked process has another team
 
     def _symbols(self) -> dict[str, int]:
         names = {function.name for function in self.kernels.values()}

@@ -26,7 +26,7 @@ from graphc.runtime.memory import aligned_bytes
 
 Array = np.ndarray[Any, Any]
 PATIENCE = 20_000  # looks before a worker sleeps: some hundred microseconds
-_PAUSE = {"x86_64": "pause", "amd64": "pause", "aarch64": "yield", "arm64": "yield"}
+_ARCHITECTURE = {"amd64": "x86_64", "arm64": "aarch64"}  # other names of the same
 
 
 def available() -> int:
@@ -44,7 +44,8 @@ def machine_code() -> Compiled:
     """The native functions of `codegen.team`."""
     library = ctypes.CDLL(None)
     address = ctypes.cast(getattr(library, code.YIELD), ctypes.c_void_p).value or 0
-    return compile(code.emit(_PAUSE.get(platform.machine().lower(), "")), {code.YIELD: address})
+    machine = platform.machine().lower()
+    return compile(code.emit(_ARCHITECTURE.get(machine, machine)), {code.YIELD: address})
 
 
 def members(threads: int) -> Array:

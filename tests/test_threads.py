@@ -1,0 +1,125 @@
+"""Steps that threads share: the same bits, the same errors, from any Python thread, after sleep and fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+import graphc as gx
+from graphc import nn, optim, testing
+from graphc.errors import ArgumentError, IndexRangeError
+from graphc.runtime.team import available
+
+Array = np.ndarray[Any, Any]
+
+
+class Problem:
+    """A network whose kernels are large enough to be cut into blocks."""
+
+    def __init__(self, threads: int | None, batch: int = 96) -> None:
+        gx.manual_seed(0)
+        random = np.random.default_rng(0)
+        self.net = nn.Sequential(nn.Linear(200, 160), nn.LayerNorm(160), nn.GELU(), nn.Linear(160, 10))
+        x, label = gx.placeholder("x", ("batch", 200)), gx.placeholder("label", ("batch",), gx.int64)
+        loss = nn.CrossEntropyLoss()(self.net(x), label)
+        updates = optim.SGD(self.net.parameters(), lr=0.05, momentum=0.9).minimize(loss)
+        self.step = gx.compile([x, label], loss, updates=updates, threads=threads)
+        self.x, self.label = random.standard_normal((batch, 200)).astype(np.float32), random.integers(0, 10, batch)
+
+    def run(self, count: int) -> list[bytes]:
+        for _ in range(count):
+            self.step(self.x, self.label)
+        return [p.data.tobytes() for p in self.net.parameters()]
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    wanted = Problem(1).run(200)
+    assert all(Problem(threads).run(200) == wanted for threads in (2, 3))
+
+
+def test_kernels_are_shared_and_agree_with_the_interpreter() -> None:
+    problem = Problem(2)
+    assert "parallel" in problem.step.ir("loops", batch=96)
+    testing.assert_matches_interpreter(problem.step, problem.x, problem.label)
+
+
+def test_a_failed_check_stops_every_thread_before_it_writes() -> None:
+    problem = Problem(2)
+    before = problem.run(3)
+    with pytest.raises(IndexRangeError, match=r"label 10 is outside \[0, 10\)"):
+        problem.step(problem.x, problem.label + 1)
+    assert problem.run(0) == before
+    assert problem.run(2) != before
+
+
+def test_workers_wake_from_sleep() -> None:
+    problem = Problem(2)
+    problem.run(1)
+    for _ in range(3):
+        time.sleep(0.05)
+        problem.run(1)
+    assert problem.run(0) == Problem(1).run(4)
+
+
+def test_python_threads_share_a_team() -> None:
+    problems = [Problem(2), Problem(2)]
+    found: dict[int, list[bytes]] = {}
+    workers = [threading.Thread(target=lambda n=n, p=p: found.setdefault(n, p.run(30))) for n, p in enumerate(problems)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    wanted = Problem(1).run(30)
+    assert found == {0: wanted, 1: wanted}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_process_starts_its_own_team() -> None:
+    problem = Problem(2)
+    problem.run(1)
+    wanted = Problem(1).run(3)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if Problem(2).run(3) == wanted and problem.run(2) == wanted else 1)
+    for _ in range(600):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        pytest.fail("the child hangs")
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_small_graphs_stay_on_one_thread_and_large_ones_use_all() -> None:
+    small, large = Problem(None, batch=1), Problem(None, batch=2000)
+    small.run(1)
+    large.run(1)
+    assert small.step.compilation().executable.threads == 1
+    assert large.step.compilation().executable.threads == available()
+
+
+def test_the_number_of_threads_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHC_THREADS", "3")
+    problem = Problem(None, batch=2)
+    problem.run(1)
+    assert problem.step.compilation().executable.threads == 3
+    monkeypatch.setenv("GRAPHC_THREADS", "many")
+    with pytest.raises(ArgumentError, match="GRAPHC_THREADS must be a positive integer, not 'many'"):
+        Problem(None)
+
+
+def test_a_profile_of_threads_lists_every_call() -> None:
+    problem = Problem(2)
+    problem.run(1)
+    profile = problem.step.profile(repeat=3)
+    assert len(profile.rows) == len(problem.step.plan.steps)
+    assert profile.seconds > 0
