@@ -15,18 +15,20 @@ from graphc.ir.graph import Graph, Literal, Value, build
 from graphc.ir.types import DType, TensorType
 from graphc.loops import interpret, schedule
 from graphc.loops.lower import lower
+from graphc.loops.roles import axes_of
 from graphc.loops.target import AVX2, TARGETS
+from graphc.loops.text import parse_function, print_function
 from graphc.loops.verify import verify
 from graphc.passes.forms import Contract, classify
 from graphc.reference import evaluate
-from tests.test_emit import native
+from test_emit import native
 
 RNG = np.random.default_rng(0)
 NUMBERS = (DType.F32, DType.F64, DType.I32, DType.I64)
-SCHEDULES = (
-    "contract lanes=4 vectors=2 rows=3 blocks=3 pack=1",
-    "contract lanes=4 vectors=1 rows=2 blocks=1 pack=0",
-    "contract lanes=2 vectors=1 rows=1 blocks=5 pack=1",
+TILES = (  # of any axis: `axis` is filled in
+    "lanes=4 vectors=2 rows=3 unroll=2 blocks=3 strip=2 parts=1 steps=1 pack=1 fma=1",
+    "lanes=4 vectors=1 rows=2 unroll=1 blocks=1 strip=1 parts=2 steps=1 pack=0 fma=0",
+    "lanes=2 vectors=3 rows=1 unroll=3 blocks=9 strip=3 parts=2 steps=2 pack=1 fma=1",
 )
 MATMULS = ("mk,kn->mn", "mk,nk->mn", "km,kn->mn", "km,nk->nm", "bmk,bkn->bmn", "bmk,nk->mbn")
 
@@ -56,22 +58,23 @@ def close(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=tolerance, atol=tolerance)
 
 
-def check(
-    inputs: list[Value], outputs: list[Value], schedules: Sequence[str | None] = (None, *SCHEDULES), run: bool = False
-) -> None:
-    """Interpreted loops against the reference; native code too, with `run`."""
+def check(inputs: list[Value], outputs: list[Value], pick: int | None = None) -> None:
+    """Interpreted loops against the reference, for every target and for schedules along every axis (or one of them)."""
     body = build("body", inputs, outputs)
-    assert isinstance(classify(body), Contract)
+    form = classify(body)
+    assert isinstance(form, Contract)
     feeds = [feed(x) for x in inputs]
     wanted, _ = evaluate(body, feeds)
-    for text in schedules:
-        for target in TARGETS.values() if text is None else [AVX2]:
-            function = lower(body, "body", target, schedule.parse(text) if text else None)
+    axes = [-1, *axes_of(body, form).variables]
+    forced = [f"contract axis={axis} {tile}" for axis in axes for tile in TILES]
+    for chosen in (None, *(forced if pick is None else [forced[pick % len(forced)]])):
+        for target in TARGETS.values() if chosen is None else [AVX2]:
+            function = lower(body, "body", target, schedule.parse(chosen) if chosen else None)
             verify(function)
+            text = print_function(function)
+            assert print_function(parse_function(text)) == text
             for found, expected in zip(interpret.run(function, feeds), wanted, strict=True):
                 close(found, expected)
-    if run:
-        check_native(body, feeds, wanted)
 
 
 def check_native(body: Graph, feeds: list[np.ndarray], wanted: Sequence[np.ndarray]) -> None:
@@ -90,14 +93,16 @@ def products(draw: st.DrawFn) -> tuple[str, dict[str, int]]:
     return f"{a},{b}->{c}", {x: draw(st.sampled_from([0, 1, 2, 3, 5, 9, 2, 3, 5, 9])) for x in letters}
 
 
-@given(product=products(), dtype=st.sampled_from(NUMBERS))
+@given(product=products(), dtype=st.sampled_from(NUMBERS), pick=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_any_product_of_two_operands_is_summed_right(product: tuple[str, dict[str, int]], dtype: DType) -> None:
+def test_any_product_of_two_operands_is_summed_right(
+    product: tuple[str, dict[str, int]], dtype: DType, pick: int
+) -> None:
     spec, sizes = product
     if np.prod([float(size) for size in sizes.values()]) > 3000:
         sizes = dict.fromkeys(sizes, 3)
     a, b = operands(spec, sizes, dtype)
-    check([a, b], [ops.contract(a, b, spec=spec)])
+    check([a, b], [ops.contract(a, b, spec=spec)], pick)
 
 
 @pytest.mark.parametrize("dtype", NUMBERS)

@@ -6,8 +6,9 @@ from typing import assert_never
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph
-from graphc.loops import contract
+from graphc.loops import tiling
 from graphc.loops.columns import lower_columns
+from graphc.loops.contract import lower_contract
 from graphc.loops.ir import Function
 from graphc.loops.maps import lower_map
 from graphc.loops.opaque import lower_opaque
@@ -28,7 +29,7 @@ def lower(body: Graph, name: str, target: Target, schedule: Schedule | None = No
         case None:
             raise LoweringError(f"kernel {name} has no form: it cannot be lowered as one kernel")
         case Contract():
-            schedule = schedule or contract.choose(body, form, target)
+            schedule = schedule or tiling.choose(body, form, target)
         case Map() | Rows() | Opaque():
             schedule = schedule or choose(body, form, target)
         case _:
@@ -43,5 +44,5 @@ def lower(body: Graph, name: str, target: Target, schedule: Schedule | None = No
         case Rows(), ColumnsSchedule():
             return lower_columns(body, form, name, schedule)
         case Contract(), ContractSchedule():
-            return contract.lower_contract(body, form, name, schedule)
+            return lower_contract(body, form, name, schedule)
     raise LoweringError(f"kernel {name} is a {type(form).__name__.lower()} kernel; its schedule is {schedule}")

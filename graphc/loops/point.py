@@ -87,9 +87,12 @@ class Point:
         return f"{prefix}{self._count - 1}"
 
     @contextmanager
-    def loop(self, prefix: str, extent: int, kind: LoopKind = LoopKind.SERIAL, lanes: int = 1) -> Iterator[Index]:
-        """A loop over `extent` around what is emitted inside; one iteration needs no loop, none emits nothing."""
-        if extent == 1:
+    def loop(
+        self, prefix: str, extent: int, kind: LoopKind = LoopKind.SERIAL, lanes: int = 1, *, keep: bool = False
+    ) -> Iterator[Index]:
+        """A loop over `extent` around what is emitted inside; one iteration needs no loop unless told to `keep` it,
+        none emits nothing."""
+        if extent == 1 and not keep:
             yield ZERO
             return
         variable = Var(self.name(prefix), extent)

@@ -3,7 +3,7 @@
     map lanes=8 unroll=4 blocks=16 tile=64
     rows lanes=8 unroll=4 blocks=32 buffer=16384
     columns lanes=8 unroll=4 blocks=8
-    contract lanes=16 vectors=3 rows=8 blocks=8 pack=1
+    contract axis=1 lanes=16 vectors=3 rows=8 unroll=1 blocks=8 strip=4 parts=1 steps=1 pack=1 fma=1
 
 Lanes and unroll fix the order in which a row is summed, blocks the order in which rows are: with the same schedule
 results are the same bits, whatever the number of threads.
@@ -71,14 +71,32 @@ class ColumnsSchedule:
 
 @dataclass(frozen=True, slots=True)
 class ContractSchedule:
-    """A sum of products: a register tile of `rows` times `vectors` of `lanes`, blocks of rows that threads may share,
-    and whether the panel operand is copied so that its vectors stand in a row even where it could be read in place."""
+    """A sum of products.
 
+    axis     the axis that vectors run along: of the result, or beyond it a summed one (dot products); -1: none
+    lanes    elements of a vector
+    vectors  vectors side by side in a register tile; for dot products, columns
+    rows     rows of a tile
+    unroll   accumulators of one dot product
+    blocks   about how many blocks of tiles threads may share
+    strip    tiles of rows that pass over one strip of columns before the next strip
+    parts    partial sums over the depth that threads may share
+    steps    how often such a sum is put down and taken up again
+    pack     1: copy the panel so that its vectors stand in a row even where they could be read in place
+    fma      1: multiply and add with one rounding
+    """
+
+    axis: int
     lanes: int
     vectors: int
     rows: int
+    unroll: int
     blocks: int
+    strip: int
+    parts: int
+    steps: int
     pack: int
+    fma: int
 
     def __str__(self) -> str:
         return _text("contract", self)
@@ -113,29 +131,6 @@ def choose(body: Graph, form: Map | Rows | Opaque, target: Target) -> Schedule:
     if lies_across(form) and not form.accumulations and not _is_wide(body, form):
         return ColumnsSchedule(lanes, 4, work)
     return RowsSchedule(lanes, 4 if nodes <= 24 else 2, work, 16 * 1024)
-
-
-_TILE_SPEED = {1: 0.6, 2: 0.85, 3: 1.0, 4: 0.97}  # of the peak that a tile of so many vectors side by side reaches
-FEW_BYTES = 16 * 1024  # of a panel operand: half a first-level cache
-
-
-def choose_contract(body: Graph, rows: int, cols: int, depth: int, outer: int, target: Target) -> ContractSchedule:
-    """The schedule for `outer` products of [rows, depth] and [depth, cols]."""
-    wide = lanes_of(body, target)
-    lanes = min(wide, 1 << max(0, cols - 1).bit_length())
-    vectors = min(_TILE_SPEED, key=lambda v: (_strip_cost(cols, lanes, v), v)) if target.registers >= 32 else 2
-    vectors = min(vectors, -(-cols // lanes))
-    high = max(1, min(12, target.registers * 3 // 4 // vectors))
-    tiles = -(-rows // high)
-    itemsize = 8 if lanes_of(body, target) < target.lanes(4) else 4
-    pack = rows > 2 * high and depth * cols * itemsize > FEW_BYTES
-    return ContractSchedule(lanes, vectors, -(-rows // tiles), share(rows * cols * depth * outer // wide), int(pack))
-
-
-def _strip_cost(cols: int, lanes: int, vectors: int) -> float:
-    """Time for one row of columns, in vectors at the peak."""
-    full, tail = divmod(-(-cols // lanes), vectors)
-    return full * vectors / _TILE_SPEED[vectors] + (tail / _TILE_SPEED[tail] if tail else 0)
 
 
 def lies_across(form: Rows) -> bool:

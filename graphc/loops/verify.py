@@ -178,7 +178,8 @@ def _write(stmt: Store | Reduce | StoreAt, scope: _Scope) -> None:
             if varies and not scope.varies(stmt.index):
                 scope.fail(f"the lanes of {scope.vector} store different values to one element of {buffer.name}")
     _access(buffer, stmt.index, scope, ())
-    depends = scope.parallel is None or any(index.depends_on(scope.parallel) for index in stmt.index)
+    alone = scope.parallel is None or scope.parallel.extent <= 1
+    depends = alone or any(index.depends_on(scope.parallel) for index in stmt.index if scope.parallel)
     if buffer in scope.shared and buffer.space is Space.LOCAL:
         scope.fail(f"parallel loop {scope.parallel} writes local {buffer.name}, which each thread has for itself")
     if buffer in scope.shared and not depends and not _pinned(scope):
