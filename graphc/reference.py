@@ -12,7 +12,7 @@ import numpy as np
 
 import graphc.ops  # noqa: F401  fills the op table, which parsed text needs
 from graphc.errors import FeedError, FeedTypeError, GraphcError
-from graphc.ir.binding import bind, names_of, sizes_of
+from graphc.ir.binding import bind, sizes_of
 from graphc.ir.graph import Graph, Node, Value
 
 Array = np.ndarray[Any, Any]
@@ -31,8 +31,7 @@ def evaluate(
     parameters = (*graph.inputs, *graph.state)
     arrays = [np.asarray(a, v.dtype.numpy) for v, a in zip(parameters, _ordered(parameters, feeds), strict=True)]
     sizes = sizes_of(parameters, [a.shape for a in arrays])
-    bound = bind(graph, sizes) if names_of(parameters) else graph
-    results, following = run(bound, arrays, observe)
+    results, following = run(bind(graph, sizes), arrays, observe)
     return results, {state.name: array for (state, _), array in zip(graph.next, following, strict=True)}
 
 

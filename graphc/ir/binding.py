@@ -47,7 +47,11 @@ def sizes_of(values: Iterable[Value], shapes: Iterable[tuple[int, ...]]) -> dict
 
 
 def bind(graph: Graph, sizes: Mapping[str, int]) -> Graph:
-    """The graph with the names in `sizes` replaced, in types and attributes. The same object when it has none."""
+    """The graph with the names in `sizes` replaced, in types and attributes. The same object when `sizes` is empty.
+
+    Raises FeedError, with the line of the node, for a name that no input or state has.
+    """
+    _require_known(graph, names_of((*graph.inputs, *graph.state)).union(sizes))
     if not sizes:
         return graph
     new = {value: Value(_bind_type(value.type, sizes), name=value.name) for value in (*graph.inputs, *graph.state)}
@@ -65,6 +69,23 @@ def bind(graph: Graph, sizes: Mapping[str, int]) -> Graph:
         tuple(new[v] for v in graph.outputs),
         tuple((new[state], new[value]) for state, value in graph.next),
     )
+
+
+def _require_known(graph: Graph, known: frozenset[str]) -> None:
+    for node in graph.nodes:
+        for name in sorted(names_of(node.outputs).union(*map(_names_in, node.attrs.values()))):
+            if name not in known:
+                raise FeedError(f"no feed says how large dimension {name} is", node.location)
+
+
+def _names_in(attr: Any) -> frozenset[str]:
+    match attr:
+        case Polynomial():
+            return dims.names_of(attr)
+        case tuple():
+            return frozenset().union(*map(_names_in, attr))
+        case _:
+            return frozenset()
 
 
 def _only_name(dim: Dim) -> str | None:

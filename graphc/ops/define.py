@@ -14,7 +14,7 @@ import numpy as np
 from graphc.errors import ArgumentError, DTypeError, ShapeError
 from graphc.ir.graph import Literal, Node, Value, apply
 from graphc.ir.op import Kind, Op, register
-from graphc.ir.types import DType, TensorType
+from graphc.ir.types import DType, TensorType, is_extent
 
 Rule = Callable[[Value, Node], Sequence[Value | None]]
 Constructor = Callable[..., Value]
@@ -78,6 +78,39 @@ def require_length(rank: int, **attrs: Sequence[Any]) -> None:
     for name, attr in attrs.items():
         if len(attr) != rank:
             raise ArgumentError(f"{name} needs {rank} entries, not {list(attr)}")
+
+
+def require_whole(least: int, **attrs: Sequence[Any]) -> None:
+    """Raises ArgumentError unless every attribute's entries are integers from `least` on."""
+    for name, attr in attrs.items():
+        if not all(isinstance(entry, int) and entry >= least for entry in attr):
+            raise ArgumentError(f"{name} must be whole numbers from {least} on, not {list(attr)}")
+
+
+def require_extents(**attrs: Any) -> None:
+    """Raises ArgumentError unless every attribute could be the extent of an axis."""
+    for name, attr in attrs.items():
+        if not is_extent(attr):
+            raise ArgumentError(f"{name} must be a whole number from 0 on, or a named dimension, not {attr!r}")
+
+
+def require_number(value: Any, dtype: DType) -> None:
+    """Raises ArgumentError unless `dtype` has the number `value`; a float is rounded to the nearest."""
+    if not isinstance(value, int | float):
+        raise ArgumentError(f"value must be a number, not {value!r}")
+    if dtype.is_float:
+        return
+    low, high = (0, 1) if dtype is DType.BOOL else (np.iinfo(dtype.numpy).min, np.iinfo(dtype.numpy).max)
+    if value != value or not low <= value <= high or int(value) != value:
+        raise ArgumentError(f"{dtype} has no number {value}")
+
+
+# Gradients ------------------------------------------------------------------------------------------------------
+
+
+def zero_gradient(cotangent: Value, node: Node) -> Sequence[None]:
+    """The rule of a piecewise constant: nothing flows to any operand."""
+    return (None,) * len(node.inputs)
 
 
 # Values that rules need -----------------------------------------------------------------------------------------

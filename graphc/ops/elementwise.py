@@ -20,7 +20,7 @@ import graphc.ops as ops
 from graphc.ir.graph import Node, Value
 from graphc.ir.op import Elementwise
 from graphc.ir.types import ALL, FLOATS, NUMBERS, DType, TensorType
-from graphc.ops.define import Constructor, Rule, define, require_dtype, require_same_shape
+from graphc.ops.define import Constructor, Rule, define, require_dtype, require_same_shape, zero_gradient
 
 BOOLS = (DType.BOOL,)
 
@@ -61,11 +61,6 @@ def _wide(function: Callable[..., Any]) -> Callable[..., Any]:
         return np.asarray(function(*(np.asarray(a, np.float64) for a in arrays))).astype(arrays[0].dtype)[()]
 
     return wide
-
-
-def _none(cotangent: Value, node: Node) -> Sequence[None]:
-    """The gradient is zero for every operand."""
-    return (None,) * len(node.inputs)
 
 
 # Meaning --------------------------------------------------------------------------------------------------------
@@ -133,10 +128,15 @@ def _rsqrt_slope(x: Value, y: Value) -> Value:
 
 
 def _pow_vjp(cotangent: Value, node: Node) -> Sequence[Value]:
-    """d/da = b a**(b-1), 0 for b = 0; d/db = a**b log a, 0 for a = 0 and b >= 0."""
+    """d/da = b a**(b-1), 0 for a = b = 0; d/db = a**b log a, 0 for a = 0 and b >= 0.
+
+    Where b = 0 and 1/a could overflow, 0 a**0 stands for 0 a**(b-1): derivatives of it stay finite, too.
+    """
     a, b = node.inputs
     zero, one = ops.full_like(a, 0), ops.full_like(a, 1)
-    slope_a = ops.where(ops.equal(b, zero), zero, ops.mul(b, ops.pow(a, ops.sub(b, one))))
+    small = ops.less(ops.abs(a), ops.full_like(a, float(np.finfo(a.dtype.numpy).tiny)))
+    flat = ops.logical_and(ops.equal(b, zero), small)
+    slope_a = ops.mul(b, ops.pow(a, ops.where(flat, zero, ops.sub(b, one))))
     vanishes = ops.logical_and(ops.equal(a, zero), ops.greater_equal(b, zero))
     slope_b = ops.mul(node.output, ops.log(ops.where(vanishes, one, a)))
     return ops.mul(cotangent, slope_a), ops.mul(cotangent, slope_b)
@@ -186,6 +186,12 @@ def _convert_vjp(cotangent: Value, node: Node) -> Sequence[Value | None]:
     return (ops.convert(cotangent, dtype=x.dtype) if x.dtype.is_float and cotangent.dtype.is_float else None,)
 
 
+def _convert_type(x: TensorType, *, dtype: DType) -> TensorType:
+    found = x.with_dtype(dtype)
+    require_dtype(ALL, found)
+    return found
+
+
 def _where_type(condition: TensorType, a: TensorType, b: TensorType) -> TensorType:
     require_dtype(BOOLS, condition)
     require_dtype(ALL, a, b)
@@ -197,10 +203,10 @@ def _where_type(condition: TensorType, a: TensorType, b: TensorType) -> TensorTy
 
 neg: Constructor = _unary("neg", NUMBERS, np.negative, lambda g, n: (ops.neg(g),), "-x")
 abs: Constructor = _unary("abs", NUMBERS, np.abs, _derivative(lambda x, y: ops.sign(x)), "|x|")
-sign: Constructor = _unary("sign", NUMBERS, np.sign, _none, "-1, 0 or 1; NaN for NaN")
-floor: Constructor = _unary("floor", FLOATS, np.floor, _none, "the largest integer <= x")
-ceil: Constructor = _unary("ceil", FLOATS, np.ceil, _none, "the smallest integer >= x")
-round: Constructor = _unary("round", FLOATS, np.rint, _none, "the nearest integer, halves to even")
+sign: Constructor = _unary("sign", NUMBERS, np.sign, zero_gradient, "-1, 0 or 1; NaN for NaN")
+floor: Constructor = _unary("floor", FLOATS, np.floor, zero_gradient, "the largest integer <= x")
+ceil: Constructor = _unary("ceil", FLOATS, np.ceil, zero_gradient, "the smallest integer >= x")
+round: Constructor = _unary("round", FLOATS, np.rint, zero_gradient, "the nearest integer, halves to even")
 sqrt: Constructor = _unary("sqrt", FLOATS, np.sqrt, lambda g, n: (ops.div(_times(g, 0.5), n.output),), "sqrt(x)")
 rsqrt: Constructor = _unary("rsqrt", FLOATS, _wide(lambda x: 1 / np.sqrt(x)), _derivative(_rsqrt_slope), "1 / sqrt(x)")
 exp: Constructor = _unary("exp", FLOATS, _wide(np.exp), _derivative(lambda x, y: y), "e**x")
@@ -229,11 +235,11 @@ erf: Constructor = _unary("erf", FLOATS, _wide(_erf), _derivative(_erf_slope), "
 relu: Constructor = _unary(  # a primitive, so that its gradient needs y alone: where y is kept, x need not be
     "relu", NUMBERS, lambda x: np.where(x <= 0, np.zeros_like(x), x), _relu_vjp, "0 where x <= 0, else x; NaN for NaN"
 )
-logical_not: Constructor = _unary("logical_not", BOOLS, np.logical_not, _none, "not x")
+logical_not: Constructor = _unary("logical_not", BOOLS, np.logical_not, zero_gradient, "not x")
 convert: Constructor = define(
     "convert",
     Elementwise(),
-    lambda x, *, dtype: x.with_dtype(dtype),
+    _convert_type,
     _quiet(_convert),
     _convert_vjp,
     "x in another dtype; float to int truncates and saturates",
@@ -245,19 +251,21 @@ add: Constructor = _binary("add", NUMBERS, np.add, lambda g, n: (g, g), "a + b")
 sub: Constructor = _binary("sub", NUMBERS, np.subtract, lambda g, n: (g, ops.neg(g)), "a - b")
 mul: Constructor = _binary("mul", NUMBERS, np.multiply, _mul_vjp, "a * b")
 div: Constructor = _binary("div", FLOATS, np.divide, _div_vjp, "a / b")
-floor_div: Constructor = _binary("floor_div", NUMBERS, _floor_div, _none, "floor(a / b); 0 for integers with b = 0")
+floor_div: Constructor = _binary(
+    "floor_div", NUMBERS, _floor_div, zero_gradient, "floor(a / b); 0 for integers with b = 0"
+)
 mod: Constructor = _binary("mod", NUMBERS, _mod, _mod_vjp, "a - b * floor(a / b); 0 for integers with b = 0")
 pow: Constructor = _binary("pow", NUMBERS, _pow, _pow_vjp, "a ** b")
 maximum: Constructor = _binary("maximum", NUMBERS, np.maximum, _choice_vjp("greater"), "the larger; NaN if one is NaN")
 minimum: Constructor = _binary("minimum", NUMBERS, np.minimum, _choice_vjp("less"), "the smaller; NaN if one is NaN")
-equal: Constructor = _binary("equal", ALL, np.equal, _none, "a == b", DType.BOOL)
-not_equal: Constructor = _binary("not_equal", ALL, np.not_equal, _none, "a != b", DType.BOOL)
-less: Constructor = _binary("less", ALL, np.less, _none, "a < b", DType.BOOL)
-less_equal: Constructor = _binary("less_equal", ALL, np.less_equal, _none, "a <= b", DType.BOOL)
-greater: Constructor = _binary("greater", ALL, np.greater, _none, "a > b", DType.BOOL)
-greater_equal: Constructor = _binary("greater_equal", ALL, np.greater_equal, _none, "a >= b", DType.BOOL)
-logical_and: Constructor = _binary("logical_and", BOOLS, np.logical_and, _none, "a and b")
-logical_or: Constructor = _binary("logical_or", BOOLS, np.logical_or, _none, "a or b")
+equal: Constructor = _binary("equal", ALL, np.equal, zero_gradient, "a == b", DType.BOOL)
+not_equal: Constructor = _binary("not_equal", ALL, np.not_equal, zero_gradient, "a != b", DType.BOOL)
+less: Constructor = _binary("less", ALL, np.less, zero_gradient, "a < b", DType.BOOL)
+less_equal: Constructor = _binary("less_equal", ALL, np.less_equal, zero_gradient, "a <= b", DType.BOOL)
+greater: Constructor = _binary("greater", ALL, np.greater, zero_gradient, "a > b", DType.BOOL)
+greater_equal: Constructor = _binary("greater_equal", ALL, np.greater_equal, zero_gradient, "a >= b", DType.BOOL)
+logical_and: Constructor = _binary("logical_and", BOOLS, np.logical_and, zero_gradient, "a and b")
+logical_or: Constructor = _binary("logical_or", BOOLS, np.logical_or, zero_gradient, "a or b")
 
 # Three ----------------------------------------------------------------------------------------------------------
 

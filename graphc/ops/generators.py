@@ -12,7 +12,13 @@ from graphc.ir.graph import Literal, Value
 from graphc.ir.op import Generator
 from graphc.ir.types import FLOATS, INTS, DType, TensorType
 from graphc.ops import movement
-from graphc.ops.define import Constructor, define, require_axes, require_dtype
+from graphc.ops.define import Constructor, define, require_axes, require_dtype, require_extents, zero_gradient
+
+
+def _constant_type(*, value: Literal) -> TensorType:
+    if not isinstance(value, Literal):
+        raise ArgumentError(f"value must be a literal, not {value!r}")
+    return value.type
 
 
 def _iota_type(*, shape: tuple[Dim, ...], axis: int, dtype: DType) -> TensorType:
@@ -30,17 +36,16 @@ def _iota(*, shape: tuple[int, ...], axis: int, dtype: DType) -> Any:
 def _extent_type(*, dim: Dim, dtype: DType) -> TensorType:
     found = TensorType(dtype, ())
     require_dtype((*INTS, *FLOATS), found)
-    if isinstance(dim, bool):
-        raise ArgumentError(f"dim must be a dimension, not {dim}")
+    require_extents(dim=dim)
     return found
 
 
 constant: Constructor = define(
     "constant",
     Generator(),
-    lambda *, value: value.type,
+    _constant_type,
     lambda *, value: value.array,
-    lambda cotangent, node: (),
+    zero_gradient,
     "the literal `value`",
 )
 iota: Constructor = define(
@@ -48,7 +53,7 @@ iota: Constructor = define(
     Generator(),
     _iota_type,
     _iota,
-    lambda cotangent, node: (),
+    zero_gradient,
     "each element's position along `axis`",
 )
 extent: Constructor = define(
@@ -56,7 +61,7 @@ extent: Constructor = define(
     Generator(),
     _extent_type,
     lambda *, dim, dtype: np.asarray(dim, dtype.numpy),
-    lambda cotangent, node: (),
+    zero_gradient,
     "the size of the dimension `dim`, as a scalar",
 )
 

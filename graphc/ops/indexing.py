@@ -13,7 +13,7 @@ from graphc.ir.dim import Dim
 from graphc.ir.graph import Node, Value
 from graphc.ir.op import Opaque
 from graphc.ir.types import INTS, NUMBERS, TensorType
-from graphc.ops.define import Constructor, define, require_axes, require_dtype
+from graphc.ops.define import Constructor, define, require_axes, require_dtype, require_extents, zero_gradient
 
 
 def _gather_type(x: TensorType, indices: TensorType, *, axis: int) -> TensorType:
@@ -48,6 +48,7 @@ gather: Constructor = define(
 def _scatter_type(indices: TensorType, updates: TensorType, *, axis: int, size: Dim) -> TensorType:
     require_dtype(INTS, indices)
     require_dtype(NUMBERS, updates)
+    require_extents(size=size)
     behind = axis + indices.rank
     require_axes((axis,), updates.rank - indices.rank + 1)
     if updates.shape[axis:behind] != indices.shape:
@@ -91,6 +92,7 @@ scatter_add: Constructor = define(
 
 def _check_type(indices: TensorType, *, size: Dim, what: str) -> TensorType:
     require_dtype(INTS, indices)
+    require_extents(size=size)
     return indices
 
 
@@ -107,6 +109,6 @@ check_index: Constructor = define(
     Opaque(),
     _check_type,
     _check,
-    lambda g, node: (None,),
+    zero_gradient,
     "the indices; raises IndexRangeError when one is not in [0, size)",
 )

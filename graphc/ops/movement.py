@@ -10,12 +10,22 @@ import numpy as np
 
 import graphc.ops as ops
 from graphc.errors import ArgumentError, ShapeError
-from graphc.ir.dim import Dim, Polynomial
+from graphc.ir import dim as dims
+from graphc.ir.dim import Dim
 from graphc.ir.graph import Node, Value
 from graphc.ir.index import ZERO, Condition, Index, Piece, divide, flatten, modulo, unflatten
 from graphc.ir.op import Movement
-from graphc.ir.types import DType, Shape, TensorType
-from graphc.ops.define import Constructor, define, require_axes, require_dtype, require_length
+from graphc.ir.types import DType, Shape, TensorType, is_extent
+from graphc.ops.define import (
+    Constructor,
+    define,
+    require_axes,
+    require_dtype,
+    require_length,
+    require_number,
+    require_whole,
+    zero_gradient,
+)
 
 Place = tuple[Index, ...]
 _range = builtins.slice
@@ -31,7 +41,7 @@ def _source(*index: Index) -> tuple[Piece, ...]:
 
 def _reshape_type(x: TensorType, *, shape: Shape) -> TensorType:
     found = x.with_shape(shape)
-    if any(isinstance(d, int) and d < 0 for d in shape) or found.size != x.size:
+    if found.size != x.size:
         raise ShapeError(f"{x} has {x.size} elements, shape [{','.join(map(str, shape))}] has {found.size}")
     return found
 
@@ -122,18 +132,14 @@ broadcast: Constructor = define(
 
 def _slice_type(x: TensorType, *, start: tuple[int, ...], stop: Shape, step: tuple[int, ...]) -> TensorType:
     require_length(x.rank, start=start, stop=stop, step=step)
+    require_whole(1, step=step)
     return x.with_shape(tuple(map(_sliced, x.shape, start, stop, step)))
 
 
 def _sliced(extent: Dim, start: Dim, stop: Dim, step: int) -> Dim:
-    ordered = all(not isinstance(d, int) or d >= 0 for d in (start, stop - start, extent - stop)) and step > 0
-    if not ordered:
+    if not all(map(is_extent, (start, stop - start, extent - stop))):
         raise ArgumentError(f"slice {start}:{stop}:{step} is not within 0:{extent}")
-    if step == 1:
-        return stop - start
-    if isinstance(start, int) and isinstance(stop, int):
-        return -((start - stop) // step)
-    raise ShapeError(f"slice {start}:{stop}:{step} with a step needs numbers")
+    return dims.floor_div(stop - start + (step - 1), step)
 
 
 def _slice_map(node: Node, index: Place) -> tuple[Piece, ...]:
@@ -161,8 +167,10 @@ slice: Constructor = define(
 
 def _pad_type(x: TensorType, *, low: Shape, high: Shape, interior: tuple[int, ...], value: float) -> TensorType:
     require_length(x.rank, low=low, high=high, interior=interior)
-    if any(isinstance(d, int) and d < 0 for d in (*low, *high, *interior)):
-        raise ArgumentError(f"padding must not be negative: low={list(low)}, high={list(high)}, {list(interior)}")
+    require_whole(0, interior=interior)
+    require_number(value, x.dtype)
+    if not all(map(is_extent, (*low, *high))):
+        raise ArgumentError(f"padding must be whole numbers from 0 on: low={list(low)}, high={list(high)}")
     return x.with_shape(tuple(b + _dilated(d, i) + t for d, b, t, i in zip(x.shape, low, high, interior, strict=True)))
 
 
@@ -294,16 +302,10 @@ concat: Constructor = define(
 
 def window_count(extent: Dim, size: int, stride: int, dilation: int) -> Dim:
     """How many windows of `size` elements fit: floor((extent - dilation (size - 1) - 1) / stride) + 1."""
-    if size < 1 or stride < 1 or dilation < 1:
-        raise ArgumentError(f"window size, stride and dilation must be positive, not {size}, {stride}, {dilation}")
     reach = dilation * (size - 1) + 1
-    if isinstance(extent, Polynomial):
-        if stride != 1:
-            raise ShapeError(f"windows with a stride need a number, not the dimension {extent}")
-        return extent - (reach - 1)
-    if extent < reach:
+    if isinstance(extent, int) and extent < reach:
         raise ShapeError(f"a window of {reach} elements does not fit in {extent}")
-    return (extent - reach) // stride + 1
+    return dims.floor_div(extent - reach, stride) + 1
 
 
 def _windows_type(
@@ -316,6 +318,7 @@ def _windows_type(
 ) -> TensorType:
     require_axes(axes, x.rank)
     require_length(len(axes), size=size, stride=stride, dilation=dilation)
+    require_whole(1, size=size, stride=stride, dilation=dilation)
     shape = list(x.shape)
     for a, k, s, d in zip(axes, size, stride, dilation, strict=True):
         shape[a] = window_count(shape[a], k, s, d)
@@ -367,6 +370,7 @@ def _unwindows_type(
     rank = x.rank - len(axes)
     require_axes(axes, rank)
     require_length(len(axes), extents=extents, stride=stride, dilation=dilation)
+    require_whole(1, stride=stride, dilation=dilation)
     shape = list(x.shape)
     for number, (a, e, s, d) in enumerate(zip(axes, extents, stride, dilation, strict=True)):
         size = x.shape[rank + number]
@@ -434,6 +438,6 @@ stop_gradient: Constructor = define(
     Movement(lambda node, index: _source(*index)),
     lambda x: x,
     lambda x: x,
-    lambda g, node: (None,),
+    zero_gradient,
     "x, a constant to differentiation",
 )

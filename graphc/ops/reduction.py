@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 import graphc.ops as ops
+from graphc.errors import GradientError
+from graphc.ir import dim as dims
 from graphc.ir.graph import Node, Value
 from graphc.ir.op import Reduction
 from graphc.ir.types import NUMBERS, DType, TensorType, as_dtype
-from graphc.ops.define import Constructor, Rule, define, require_axes, require_dtype
+from graphc.ops.define import Constructor, Rule, define, require_axes, require_dtype, zero_gradient
 
 
 def _reduction(
@@ -63,16 +65,32 @@ def _extreme_vjp(cotangent: Value, node: Node) -> Sequence[Value]:
 
 
 def _prod_vjp(cotangent: Value, node: Node) -> Sequence[Value]:
-    """y / x where nothing is zero; beside exactly one zero, the product of the others at that zero."""
+    """Back through a tree of pairwise products: no division, so a zero spoils no derivative of any order."""
     (x,), axes = node.inputs, node.attrs["axes"]
-    zero, one = ops.full_like(x, 0), ops.full_like(x, 1)
-    is_zero = ops.equal(x, zero)
-    zeros = along(ops.reduce_sum(ops.convert(is_zero, dtype=x.dtype), axes=axes), node)
-    nonzero = ops.where(is_zero, one, x)
-    others = along(ops.reduce_prod(nonzero, axes=axes), node)
-    alone = ops.logical_and(is_zero, ops.equal(zeros, one))
-    slope = ops.where(ops.equal(zeros, zero), ops.div(others, nonzero), ops.where(alone, others, zero))
-    return (ops.mul(along(cotangent, node), slope),)
+    order = (*(a for a in range(x.type.rank) if a not in axes), *axes)
+    rows, count = dims.product(cotangent.shape), dims.product(x.shape[a] for a in axes)
+    if not isinstance(count, int):
+        raise GradientError(f"the gradient of reduce_prod needs a number of factors, not {count}", node.location)
+    factors = ops.reshape(ops.transpose(x, perm=order), shape=(rows, count))
+    levels = []
+    while factors.shape[1] > 1:
+        half, odd = divmod(factors.shape[1], 2)
+        left, right = _columns(factors, 0, half), _columns(factors, half, 2 * half)
+        rest = [_columns(factors, 2 * half, 2 * half + 1) for _ in range(odd)]
+        levels.append((left, right, *rest))
+        factors = ops.concat(ops.mul(left, right), *rest, axis=1)
+    share = ops.broadcast(ops.reshape(cotangent, shape=(rows,)), shape=factors.shape, axes=(0,))
+    for left, right, *rest in reversed(levels):
+        size = left.shape[1]
+        pair, single = _columns(share, 0, size), [_columns(share, size, size + 1) for _ in rest]
+        share = ops.concat(ops.mul(pair, right), ops.mul(pair, left), *single, axis=1)
+    moved = ops.reshape(share, shape=tuple(x.shape[a] for a in order))
+    return (ops.transpose(moved, perm=tuple(order.index(a) for a in range(x.type.rank))),)
+
+
+def _columns(x: Value, start: int, stop: int) -> Value:
+    """Some columns of a matrix."""
+    return ops.slice(x, start=(0, start), stop=(x.shape[0], stop), step=(1, 1))
 
 
 def _lowest(dtype: DType) -> float | int:
@@ -81,10 +99,6 @@ def _lowest(dtype: DType) -> float | int:
 
 def _highest(dtype: DType) -> float | int:
     return inf if dtype.is_float else int(np.iinfo(dtype.numpy).max)
-
-
-def _none(cotangent: Value, node: Node) -> Sequence[None]:
-    return (None,)
 
 
 BOOLS = (DType.BOOL,)
@@ -102,8 +116,8 @@ reduce_min: Constructor = _reduction(
     "reduce_min", "minimum", _highest, NUMBERS, np.min, _extreme_vjp, "the smallest; NaN if one is NaN"
 )
 reduce_all: Constructor = _reduction(
-    "reduce_all", "logical_and", lambda dtype: True, BOOLS, np.logical_and.reduce, _none, "whether all hold"
+    "reduce_all", "logical_and", lambda dtype: True, BOOLS, np.logical_and.reduce, zero_gradient, "whether all hold"
 )
 reduce_any: Constructor = _reduction(
-    "reduce_any", "logical_or", lambda dtype: False, BOOLS, np.logical_or.reduce, _none, "whether one holds"
+    "reduce_any", "logical_or", lambda dtype: False, BOOLS, np.logical_or.reduce, zero_gradient, "whether one holds"
 )

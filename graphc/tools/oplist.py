@@ -7,6 +7,7 @@ import inspect
 import graphc.ops  # noqa: F401  fills the table
 from graphc.ir.op import OPS, Op
 from graphc.ir.text import attribute_names
+from graphc.ops.define import zero_gradient
 
 _KINDS = ("Generator", "Elementwise", "Movement", "Reduction", "Contraction", "Opaque", "Call")
 
@@ -17,13 +18,24 @@ def render() -> str:
         "# Ops",
         "",
         "Generated from the op table by `python -m graphc.tools.oplist`. Operands stand before attributes, as in text.",
+        "Gradient: `zero` where the op is constant or piecewise so; asking for one that is `none` raises.",
     ]
     for kind in _KINDS:
         lines += ["", f"## {kind}", "", "| op | meaning | gradient |", "|---|---|---|"]
         for op in sorted(OPS.values(), key=lambda op: op.name):
             if type(op.kind).__name__ == kind:
-                lines.append(f"| `{_call(op)}` | {op.doc.replace('|', chr(92) + '|')} | {'yes' if op.vjp else 'no'} |")
+                lines.append(f"| `{_call(op)}` | {op.doc.replace('|', chr(92) + '|')} | {_gradient(op)} |")
     return "\n".join(lines) + "\n"
+
+
+def _gradient(op: Op) -> str:
+    match op.vjp:
+        case None:
+            return "none"
+        case rule if rule is zero_gradient:
+            return "zero"
+        case _:
+            return "yes"
 
 
 def _call(op: Op) -> str:
