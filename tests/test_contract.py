@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_emit import native
 
 from graphc import ops
 from graphc.codegen import jit
@@ -21,7 +22,6 @@ from graphc.loops.text import parse_function, print_function
 from graphc.loops.verify import verify
 from graphc.passes.forms import Contract, classify
 from graphc.reference import evaluate
-from test_emit import native
 
 RNG = np.random.default_rng(0)
 NUMBERS = (DType.F32, DType.F64, DType.I32, DType.I64)
@@ -112,3 +112,91 @@ def test_native_products_of_every_type_and_transposition(spec: str, dtype: DType
     body = build("body", [a, b], [ops.contract(a, b, spec=spec)])
     feeds = [feed(a), feed(b)]
     check_native(body, feeds, evaluate(body, feeds)[0])
+
+
+# Around the product --------------------------------------------------------------------------------------------
+
+
+def along(x: Value, space: Sequence[int], *axes: int) -> Value:
+    return ops.broadcast(x, shape=tuple(space), axes=axes)
+
+
+sizes_of_matmul = st.fixed_dictionaries({"b": st.integers(1, 3), **{x: st.integers(1, 9) for x in "mnk"}})
+
+
+@pytest.mark.parametrize("spec", MATMULS)
+@given(sizes=sizes_of_matmul, pick=st.integers(0, 99))
+@settings(max_examples=6, deadline=None)
+def test_an_epilogue_stores_transposed_and_adds_up_over_every_axis(spec: str, sizes: dict[str, int], pick: int) -> None:
+    a, b = operands(spec, sizes)
+    y = ops.contract(a, b, spec=spec)
+    space, axes = y.type.extents, tuple(range(y.type.rank))
+    bias, residual = value(space[-1:]), value(space)
+    z = ops.add(ops.tanh(ops.add(y, along(bias, space, y.type.rank - 1))), residual)
+    sums = [ops.reduce_sum(z, axes=tuple(d for d in axes if d != kept)) for kept in axes]
+    total = ops.mul(ops.reduce_sum(ops.mul(z, z), axes=axes), splat(0.5, ()))
+    update = ops.sub(bias, ops.mul(sums[-1], splat(0.1, space[-1:])))
+    turned = ops.transpose(z, perm=tuple(reversed(axes)))
+    largest = ops.reduce_max(turned, axes=(0,))
+    check([a, b, bias, residual], [turned, total, update, *sums[:-1], largest], pick)
+
+
+@pytest.mark.parametrize("spec", MATMULS)
+@given(sizes=sizes_of_matmul, pick=st.integers(0, 99))
+@settings(max_examples=5, deadline=None)
+def test_a_prologue_computes_pads_and_turns_the_operands(spec: str, sizes: dict[str, int], pick: int) -> None:
+    first, second = operands(spec, sizes)
+    a, b = value(first.type.extents[::-1]), value(second.type.extents)
+    turned = ops.transpose(ops.exp(a), perm=tuple(range(a.type.rank))[::-1])
+    none, one = (0,) * b.type.rank, (1,) * b.type.rank
+    padded = ops.pad(b, low=one, high=none, interior=none, value=0.5)
+    shifted = ops.slice(padded, start=none, stop=b.type.extents, step=one)
+    check([a, b], [ops.contract(turned, shifted, spec=spec)], pick)
+
+
+def test_one_value_may_be_both_operands() -> None:
+    a = value((5, 7))
+    square = ops.neg(a)
+    check([a], [ops.contract(square, square, spec="mk,nk->mn")])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_and_both_its_gradients_are_products_of_windows(channels_last: bool, stride: int) -> None:
+    n, c, o, size, kernel = 2, 2, 3, 4, 2
+    x = value((n, size, size, c) if channels_last else (n, c, size, size))
+    axes = (1, 2) if channels_last else (2, 3)
+    w = value((o, kernel, kernel, c) if channels_last else (o, c, kernel, kernel))
+    edge = tuple(int(d in axes) for d in range(4))
+    padded = ops.pad(x, low=edge, high=edge, interior=(0,) * 4, value=0.0)
+    windows = ops.windows(padded, axes=axes, size=(kernel, kernel), stride=(stride, stride), dilation=(1, 1))
+    forward = "nhwcij,oijc->nhwo" if channels_last else "nchwij,ocij->nohw"
+    y = ops.contract(windows, w, spec=forward)
+    cotangent = value(y.type.extents)
+    inputs, result = forward.split("->")
+    left, right = inputs.split(",")
+    check([x, w], [ops.tanh(y)], 1)
+    check([x, cotangent], [ops.contract(windows, cotangent, spec=f"{left},{result}->{right}")], 5)
+
+
+@pytest.mark.parametrize("spec", ["mk,kn->mn", "mk,nk->mn", "k,k->", "km,kn->mn"])
+@pytest.mark.parametrize("deep", [4097, 40000])
+def test_deep_sums_are_taken_in_pieces(spec: str, deep: int) -> None:
+    a, b = operands(spec, {"m": 3, "n": 5, "k": deep})
+    body = build("body", [a, b], [ops.neg(ops.contract(a, b, spec=spec))])
+    function = lower(body, "body", jit.host_target())
+    verify(function)
+    pieces = any(buffer.name.startswith("slabs") for buffer in function.scratch)
+    assert pieces or "k,k" in spec or "nk" in spec
+    feeds = [feed(a), feed(b)]
+    (found,), _ = native(function, feeds)
+    (wanted,), _ = evaluate(body, feeds)
+    np.testing.assert_allclose(found.reshape(wanted.shape), wanted, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [(0, 4, 5), (4, 0, 5), (4, 5, 0), (0, 0, 0), (1, 1, 0)])
+def test_empty_operands_give_zeros_with_their_epilogue(sizes: tuple[int, int, int]) -> None:
+    m, n, k = sizes
+    a, b = value((m, k)), value((k, n))
+    y = ops.exp(ops.contract(a, b, spec="mk,kn->mn"))
+    check([a, b], [y, ops.reduce_sum(y, axes=(0,)), ops.reduce_sum(y, axes=(0, 1))])

@@ -15,13 +15,14 @@ from graphc.loops.schedule import ContractSchedule, share
 from graphc.loops.target import Target
 from graphc.passes.forms import Contract
 
+PAGE, ASSOCIATIVE = 4096, 8  # bytes; lines that are so far apart share one set of so many ways in the cache
 LATENCY = 4  # of an fma, in cycles
 TILE_COST = 8  # cycles to set up a tile, for each of its vectors
 VARIANT_COST = 0.03  # of the time, for each further shape of tile: each is compiled
 MOST_ROWS = {1: 16, 2: 8, 3: 8}  # by vectors side by side; with more rows their addresses no longer fit the registers
 MOST_VECTORS = 16
-COPY, COPY_ACROSS, GATHER, SCATTER = 0.3, 1.2, 3.0, 1.5  # cycles for an element
-FOLD = 8  # cycles for the lanes of one dot product
+COPY, COPY_ACROSS, GATHER, SCATTER = 0.3, 1.2, 3.0, 4.0  # cycles for an element
+FOLD = 3  # cycles for the lanes of one dot product
 DEEPEST = 2048  # terms of a sum that are added without a break
 PIECE = 512  # terms between breaks
 SLABS = 16 * 1024 * 1024  # bytes of partial sums
@@ -45,7 +46,7 @@ class _Choice:
         itemsize = form.contraction.output.dtype.itemsize
         along = roles.depth[-1].extent if roles.dots else roles.width
         lanes = min(target.lanes(itemsize), 1 << (along - 1).bit_length()) if axis != NO_AXIS else 1
-        cost, vectors, rows, unroll = (_dot_tile if roles.dots else _tile)(roles, lanes, target)
+        cost, vectors, rows, unroll = (_dot_tile if roles.dots else _tile)(roles, lanes, itemsize, target)
         pack = not roles.dots and _worth_packing(roles, rows, itemsize, target)
         work = roles.copies * roles.height * roles.width * roles.deep
         parts, steps = _pieces(roles, itemsize)
@@ -66,12 +67,19 @@ class _Choice:
         return _Choice(cost * roles.copies + _traffic(axes, roles, pack), schedule)
 
 
-def _tile(roles: Roles, lanes: int, target: Target) -> tuple[float, int, int, int]:
+def _aliased(stride: int) -> bool:
+    """Whether lines so many bytes apart compete for one place in the first-level cache."""
+    return stride != 0 and stride % PAGE == 0
+
+
+def _tile(roles: Roles, lanes: int, itemsize: int, target: Target) -> tuple[float, int, int, int]:
     """(cycles for one point of the batch, vectors, rows, 1) of the best tile."""
     room = target.registers * 3 // 4
     found = []
     for vectors in range(1, min(MOST_VECTORS, room, -(-roles.width // lanes)) + 1):
         most = min(roles.height, room // vectors, MOST_ROWS.get(vectors, 8))
+        if _aliased(roles.left.stride(roles.rows) * itemsize):
+            most = min(most, ASSOCIATIVE)
         for rows in range(1, most + 1):
             found.append((_strips(roles, lanes, vectors, rows), vectors, rows, 1))
     return min(found)
@@ -89,12 +97,12 @@ def _strips(roles: Roles, lanes: int, vectors: int, rows: int) -> float:
 
 def _cycles(deep: int, rows: int, vectors: int) -> float:
     loads = vectors + rows / 2
-    return deep * (max(rows * vectors, loads, LATENCY) + 0.3) + TILE_COST * rows * vectors
+    return deep * (max(rows * vectors, loads, LATENCY) + 0.3 + 0.03 * loads) + TILE_COST * rows * vectors
 
 
-def _dot_tile(roles: Roles, lanes: int, target: Target) -> tuple[float, int, int, int]:
+def _dot_tile(roles: Roles, lanes: int, itemsize: int, target: Target) -> tuple[float, int, int, int]:
     """(cycles for one point of the batch, columns, rows, accumulators of each)."""
-    room = target.registers // 2
+    room = 2 * LATENCY
     steps = prod(group.extent for group in roles.depth[:-1]) * -(-roles.depth[-1].extent // lanes)
     found = []
     for rows in range(1, min(roles.height, 4) + 1):
@@ -116,8 +124,7 @@ def _worth_packing(roles: Roles, rows: int, itemsize: int, target: Target) -> bo
     if stride != 1:
         return roles.height > rows or roles.height >= 4
     bytes_ = itemsize * roles.deep * roles.width
-    apart = max((abs(roles.panel.stride(group)) * itemsize for group in roles.depth), default=0)
-    if apart % 4096 == 0 and apart:
+    if any(_aliased(roles.panel.stride(group) * itemsize) for group in roles.depth):
         return roles.height >= 64 and roles.deep > 64
     return bytes_ > target.l2 and roles.height >= 192
 
