@@ -47,10 +47,11 @@ class _Choice:
         along = roles.depth[-1].extent if roles.dots else roles.width
         lanes = min(target.lanes(itemsize), 1 << (along - 1).bit_length()) if axis != NO_AXIS else 1
         cost, vectors, rows, unroll = (_dot_tile if roles.dots else _tile)(roles, lanes, itemsize, target)
-        pack = not roles.dots and _worth_packing(roles, rows, itemsize, target)
         work = roles.copies * roles.height * roles.width * roles.deep
         parts, steps = _pieces(roles, itemsize)
-        tall = max(1, target.l2 // 4 // (itemsize * roles.deep * rows))
+        piece = roles.deep // (parts * steps)
+        pack = not roles.dots and _worth_packing(roles, rows, piece * itemsize, itemsize, target)
+        tall = max(1, target.l2 // 4 // (itemsize * piece * rows))
         schedule = ContractSchedule(
             axis=axis,
             lanes=lanes,
@@ -115,18 +116,17 @@ def _dot_tile(roles: Roles, lanes: int, itemsize: int, target: Target) -> tuple[
     return min(found)
 
 
-def _worth_packing(roles: Roles, rows: int, itemsize: int, target: Target) -> bool:
+def _worth_packing(roles: Roles, rows: int, column: int, itemsize: int, target: Target) -> bool:
     """Whether to copy the panel: when it is not dense along the columns and read by several tiles of rows, or so large
-    or so aligned that its lines compete for their place in the cache."""
+    or so aligned that its lines compete for their place in the cache. A column of a piece has `column` bytes."""
     if roles.cols is None or roles.panel is roles.left:
         return False
     stride = roles.panel.stride(roles.cols)
     if stride != 1:
         return roles.height > rows or roles.height >= 4
-    bytes_ = itemsize * roles.deep * roles.width
     if any(_aliased(roles.panel.stride(group) * itemsize) for group in roles.depth):
         return roles.height >= 64 and roles.deep > 64
-    return bytes_ > target.l2 and roles.height >= 192
+    return column * roles.width > target.l2 and roles.height >= 192
 
 
 def _traffic(axes: Axes, roles: Roles, pack: bool) -> float:
