@@ -6,6 +6,7 @@ its own: parameters and other state live in the front end's tensors, so several 
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat as forever
@@ -26,6 +27,7 @@ from graphc.runtime.feeds import conform, examples, ordered
 
 Array = np.ndarray[Any, Any]
 MODES = ("native", "interpret", "check")
+READABLE = 0x0001 | 0x0100  # NumPy's flags of C-contiguous and aligned arrays
 
 
 def compile(
@@ -129,7 +131,8 @@ class Function:
     ) -> None:
         self.graph, self.state, self.mode, self.threads = graph, tuple(state), mode, threads
         self._single = single
-        self._types = [value.type for value in graph.state]
+        self._dtypes = [value.dtype.numpy for value in graph.inputs]
+        self._checked: list[Array] = []  # the state whose types are known to be right
         self._compiled: dict[tuple[tuple[int, ...], ...], Compilation] = {}
         self._latest: Compilation | None = None
 
@@ -139,14 +142,13 @@ class Function:
         Raises FeedTypeError and FeedError for arrays that do not fit, StateError when a parameter has changed its type
         since, and IndexRangeError for an index (a label) outside its range; the state then is as it was.
         """
-        arrays = self.feeds(*args, **named)
+        arrays = args if not named and self._fit(args) else self.feeds(*args, **named)
         state = self._state()
         if self.mode == "interpret":
             results = self._interpret(arrays, state)
         else:
-            compilation = self._compilation(tuple(array.shape for array in arrays))
-            results = self._native(compilation, arrays, state)
-        plain = [array[()] if array.ndim == 0 else array for array in results]
+            results = self._native(self._compilation(tuple([array.shape for array in arrays])), arrays, state)
+        plain = [array if array.ndim else array[()] for array in results]
         return plain[0] if self._single else tuple(plain)
 
     def ir(self, stage: str = "graph", **sizes: int) -> str:
@@ -198,14 +200,26 @@ class Function:
 
     # Arrays ----------------------------------------------------------------------------------------------------
 
+    def _fit(self, args: tuple[Any, ...]) -> bool:
+        """Whether the feeds are arrays that the native step can read as they are, but for their shapes."""
+        if len(args) != len(self._dtypes):
+            return False
+        for array, dtype in zip(args, self._dtypes):
+            if type(array) is not np.ndarray or array.dtype is not dtype or array.flags.num & READABLE != READABLE:
+                return False
+        return True
+
     def _state(self) -> list[Array]:
         arrays = [holder.data for holder in self.state]
+        if len(arrays) == len(self._checked) and all(map(operator.is_, arrays, self._checked)):
+            return arrays
         for value, array in zip(self.graph.state, arrays, strict=True):
             if array.shape != value.type.shape or array.dtype != value.dtype.numpy:
                 raise StateError(
                     f"{value.name} was {value.type} when {self.graph.name} was compiled and is now "
                     f"{array.dtype}{list(array.shape)}; compile again"
                 )
+        self._checked = arrays
         return arrays
 
     def _compilation(self, shapes: tuple[tuple[int, ...], ...]) -> Compilation:
@@ -218,7 +232,7 @@ class Function:
 
     # Running ---------------------------------------------------------------------------------------------------
 
-    def _native(self, compilation: Compilation, arrays: list[Array], state: list[Array]) -> list[Array]:
+    def _native(self, compilation: Compilation, arrays: Sequence[Array], state: list[Array]) -> list[Array]:
         if self.graph.next:
             arrays = [_apart(array, state) for array in arrays]
         if self.mode != "check":
@@ -239,7 +253,7 @@ class Function:
         for name, array, other in zip(names, found, wanted, strict=True):
             compare.require_close(array, other, compilation.stages["bind"], name)
 
-    def _interpret(self, arrays: list[Array], state: list[Array]) -> list[Array]:
+    def _interpret(self, arrays: Sequence[Array], state: list[Array]) -> list[Array]:
         sizes = sizes_of(self.graph.inputs, [array.shape for array in arrays])
         results, following = reference.run(bind(self.graph, sizes), [*arrays, *state])
         outputs = [array.copy() for array in results]
@@ -259,6 +273,8 @@ class Function:
 
 def _apart(array: Array, state: list[Array]) -> Array:
     """The array, or a copy where it shares memory with a state, which the step overwrites."""
+    if array.flags.owndata and not any(array is other for other in state):
+        return array  # a state owns its memory, too
     if any(np.may_share_memory(array, other) for other in state):
         return array.copy()
     return array

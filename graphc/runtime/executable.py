@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import ctypes
+import operator
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from graphc.ir.types import TensorType
 from graphc.loops.ir import Function
 from graphc.plan import Call, Plan
 from graphc.runtime import team
-from graphc.runtime.memory import aligned_bytes, aligned_copy
+from graphc.runtime.memory import address, aligned_bytes, aligned_copy
 
 Array = np.ndarray[Any, Any]
 _STEP = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
@@ -43,14 +44,18 @@ class Executable:
         fixed = [*(a.ctypes.data for a in self.constants), self.arena.ctypes.data]
         given = len(plan.graph.inputs) + len(plan.graph.state) + len(self.results)
         self.table = (ctypes.c_uint64 * (given + len(fixed)))(*[0] * given, *fixed)
+        self.place = ctypes.addressof(self.table)
         self.run = self._entry(compiled)
         self.lock = threading.Lock()
+        self._entered: Sequence[Array] = ()  # the state whose addresses are in the table
+        self._outputs = [(type.extents, type.dtype.numpy) for type in self.results]
 
     def __call__(self, inputs: Sequence[Array], state: Sequence[Array]) -> list[Array]:
         """One step: new arrays for the outputs, `state` updated in place. Raises what a failed check says."""
+        outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
         with self.lock:
-            outputs = self._enter(inputs, state)
-            failed = self.run(ctypes.addressof(self.table))
+            self.enter(inputs, state, outputs)
+            failed = self.run(self.place)
             if failed:
                 raise self._failure(failed, self.table)
         return outputs
@@ -66,7 +71,8 @@ class Executable:
         elapsed = 0.0
         with self.lock:
             copies = [array.copy() for array in state]
-            outputs = self._enter(inputs, copies)
+            outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
+            self.enter(inputs, copies, outputs)
             table = (ctypes.c_uint64 * (len(self.table) + 1))(*self.table)
             for row in counts:
                 table[len(self.table)] = row.ctypes.data
@@ -80,18 +86,27 @@ class Executable:
         seconds: Array = cycles * (elapsed / max(1, int(cycles.sum())))
         return seconds
 
-    def _enter(self, inputs: Sequence[Array], state: Sequence[Array]) -> list[Array]:
-        outputs = [np.empty(type.extents, type.dtype.numpy) for type in self.results]
-        for entry, array in enumerate((*inputs, *state, *outputs)):
-            self.table[entry] = array.ctypes.data
-        return outputs
+    def enter(self, inputs: Sequence[Array], state: Sequence[Array], outputs: Sequence[Array]) -> None:
+        """Write the arrays' addresses into the table; the state's only when it is not the one of the last step."""
+        table, entry = self.table, 0
+        for array in inputs:
+            table[entry] = address(array)
+            entry += 1
+        if len(self._entered) != len(state) or not all(map(operator.is_, state, self._entered)):
+            for place, array in enumerate(state, entry):
+                table[place] = address(array)
+            self._entered = state
+        entry += len(state)
+        for array in outputs:
+            table[entry] = address(array)
+            entry += 1
 
     def _entry(self, compiled: Compiled) -> Run:
         """The step of some machine code, as a function of its table."""
-        address = compiled.address(code.NAME)
+        step = compiled.address(code.NAME)
         if self.threads == 1:
-            return _STEP(address)
-        return lambda table: team.team(self.threads).run(address, table)  # a forked process has another team
+            return _STEP(step)
+        return lambda table: team.team(self.threads).run(step, table)  # a forked process has another team
 
     def _symbols(self) -> dict[str, int]:
         names = {function.name for function in self.kernels.values()}
@@ -101,8 +116,8 @@ class Executable:
         """The error of check `number` (from 1): its kernel run again by the reference on what it was given."""
         call = [call for call in self.plan.calls if call.is_check][number - 1]
         operands = [
-            _view(table[self.plan.entry(address)] + address.offset, value.type)
-            for value, address in zip(call.node.inputs, call.operands, strict=True)
+            _view(table[self.plan.entry(place)] + place.offset, value.type)
+            for value, place in zip(call.node.inputs, call.operands, strict=True)
         ]
         try:
             reference.run(_body(call), operands)
@@ -121,6 +136,6 @@ def _body(call: Call) -> Graph:
     return body
 
 
-def _view(address: int, type: TensorType) -> Array:
-    memory = (ctypes.c_char * type.nbytes).from_address(address)
+def _view(place: int, type: TensorType) -> Array:
+    memory = (ctypes.c_char * type.nbytes).from_address(place)
     return np.frombuffer(memoryview(memory), type.dtype.numpy).reshape(type.extents)
