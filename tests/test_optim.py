@@ -76,10 +76,12 @@ def test_the_learning_rate_changes_without_compiling_again() -> None:
     assert optimizer.lr == 0.25
 
 
-def test_fifty_steps_of_the_mlp_follow_torch() -> None:
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_fifty_steps_of_the_mlp_follow_torch(seed: int) -> None:
+    """With seeds 0 and 7 torch's own float32 and float64 part by 1e-4, where a relu's operand rounds across zero."""
     torch = pytest.importorskip("torch")
-    gx.manual_seed(0)
-    random = np.random.default_rng(0)
+    gx.manual_seed(seed)
+    random = np.random.default_rng(seed)
     images, labels = random.random((50, 64, 784), np.float32), random.integers(0, 10, (50, 64))
     net = nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
     theirs = torch.nn.Sequential(torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
@@ -93,7 +95,7 @@ def test_fifty_steps_of_the_mlp_follow_torch() -> None:
         optimizer.zero_grad()
         wanted.backward()
         optimizer.step()
-        assert step(batch, classes) == pytest.approx(wanted.item(), abs=1e-4)
+        assert step(batch, classes) == pytest.approx(wanted.item(), abs=1e-5)
 
 
 def test_mistakes_are_refused() -> None:
