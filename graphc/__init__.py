@@ -72,6 +72,7 @@ from graphc.frontend.functional import (
     relu,
     round,
     rsqrt,
+    scaled_dot_product_attention,
     scatter_add,
     sigmoid,
     sign,
@@ -100,6 +101,7 @@ from graphc.frontend.functional import (
     zeros_like,
 )
 from graphc.frontend.random import manual_seed
+from graphc.frontend.spatial import adaptive_avg_pool2d, avg_pool2d, batch_norm, conv2d, max_pool2d
 from graphc.frontend.tensor import Buffer, Parameter, Tensor, broadcast_to, constant, matmul, placeholder, reshape
 from graphc.ir.types import bool_, float32, float64, int32, int64
 
@@ -126,6 +128,7 @@ __all__ = [
     "Parameter",
     "Tensor",
     "abs",
+    "adaptive_avg_pool2d",
     "all",
     "amax",
     "amin",
@@ -133,6 +136,8 @@ __all__ = [
     "arange",
     "argmax",
     "argmin",
+    "avg_pool2d",
+    "batch_norm",
     "binary_cross_entropy_with_logits",
     "bool_",
     "broadcast_to",
@@ -143,6 +148,7 @@ __all__ = [
     "concat",
     "concatenate",
     "constant",
+    "conv2d",
     "cos",
     "cross_entropy",
     "einsum",
@@ -178,6 +184,7 @@ __all__ = [
     "manual_seed",
     "matmul",
     "max",
+    "max_pool2d",
     "maximum",
     "mean",
     "min",
@@ -198,6 +205,7 @@ __all__ = [
     "reshape",
     "round",
     "rsqrt",
+    "scaled_dot_product_attention",
     "scatter_add",
     "sigmoid",
     "sign",

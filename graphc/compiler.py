@@ -16,7 +16,7 @@ import numpy as np
 
 from graphc import compare, pipeline, reference, settings
 from graphc.errors import ArgumentError, StateError
-from graphc.frontend.tensor import State, Tensor
+from graphc.frontend.tensor import State, Tensor, followers
 from graphc.ir import graph as ir
 from graphc.ir.binding import bind, names_of, sizes_of
 from graphc.ir.graph import Graph, Value, topological
@@ -78,6 +78,8 @@ def trace(
     values = [tensor.value for tensor in inputs]
     if len(set(values)) < len(values) or any(value.node is not None for value in values):
         raise ArgumentError("inputs must be distinct placeholders")
+    found = followers(topological(tensor.value for tensor in (*outputs, *updates.values())))
+    updates = {**found, **updates}
     results = [tensor.value for tensor in (*outputs, *updates.values())]
     reached = [v for node in topological(results) for v in node.inputs if v.node is None]
     reached += [value for value in results if value.node is None]

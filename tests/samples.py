@@ -181,9 +181,9 @@ def _reductions() -> list[Sample]:
         ((2, 3), ()),
         ((70, 9), (0, 1)),
     ):
-        for op in ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"):
+        for op in ("reduce_sum", "reduce_max", "reduce_first_max", "reduce_min", "reduce_prod"):
             attrs = {"axes": axes}
-            numbers = distinct if op in ("reduce_max", "reduce_min") else normal
+            numbers = distinct if op in ("reduce_max", "reduce_first_max", "reduce_min") else normal
             found.append(Sample(op, (numbers(shape),), attrs, smooth=op != "reduce_prod" or 70 not in shape))
             found.append(Sample(op, (normal(shape, DType.F32),), attrs))
             found.append(Sample(op, (integers(shape),), attrs))

@@ -489,15 +489,21 @@ def arange(size: Any, dtype: Any = np.int64) -> Tensor:
     return Tensor(ops.iota(shape=(extent,), axis=0, dtype=as_dtype(dtype)))
 
 
+def _row_and_column(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each element's position along the last two axes."""
+    row, column = (Tensor(ops.iota(shape=x.shape, axis=x.ndim - n, dtype=DType.I64)) for n in (2, 1))
+    return row, column
+
+
 def tril(x: Tensor, k: int = 0) -> Tensor:
     """The matrices in the last two axes, 0 above diagonal k."""
-    row, column = (Tensor(ops.iota(shape=x.shape, axis=x.ndim - n, dtype=DType.I64)) for n in (2, 1))
+    row, column = _row_and_column(x)
     return where(column <= row + k, x, zeros_like(x))
 
 
 def triu(x: Tensor, k: int = 0) -> Tensor:
     """The matrices in the last two axes, 0 below diagonal k."""
-    row, column = (Tensor(ops.iota(shape=x.shape, axis=x.ndim - n, dtype=DType.I64)) for n in (2, 1))
+    row, column = _row_and_column(x)
     return where(column >= row + k, x, zeros_like(x))
 
 
@@ -658,3 +664,37 @@ def _same_shape(input: Tensor, target: Any) -> Tensor:
     if input.shape != wanted.shape:
         raise ShapeError(f"input {input.type} and target {wanted.type} differ in shape", source.here())
     return input - wanted
+
+
+# Attention ------------------------------------------------------------------------------------------------------
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(query key^T scale + mask) value, as torch's: [..., T, E], [..., S, E], [..., S, V] -> [..., T, V].
+
+    attn_mask  bool (True: may look) or float (added), broadcast to [..., T, S]
+    is_causal  position t sees positions up to t
+    scale      1 / sqrt(E) by default
+    """
+    width = query.shape[-1]
+    if scale is None:
+        if not isinstance(width, int):
+            raise ShapeError(f"attention over the dimension {width} needs a scale", source.here())
+        scale = 1 / math.sqrt(width)
+    scores = (query @ swapaxes(key, -1, -2)) * scale
+    if is_causal:
+        if attn_mask is not None:
+            raise ArgumentError("give attn_mask or is_causal, not both", source.here())
+        row, column = _row_and_column(scores)
+        scores = where(column <= row, scores, -math.inf)
+    elif attn_mask is not None:
+        mask = _tensor(attn_mask)
+        scores = where(mask, scores, -math.inf) if mask.dtype is DType.BOOL else scores + mask
+    return softmax(scores, -1) @ value

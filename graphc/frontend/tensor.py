@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from graphc.errors import ArgumentError, DTypeError, ShapeError
 from graphc.ir import dim as dims
 from graphc.ir import source
 from graphc.ir.dim import Dim
-from graphc.ir.graph import Literal, Value
+from graphc.ir.graph import Literal, Node, Value
 from graphc.ir.types import DType, Shape, TensorType, as_dtype
 
 Array = np.ndarray[Any, Any]
@@ -249,12 +250,33 @@ class State(Tensor):
         """Whose value this is, if it is a state's."""
         return value.holder if isinstance(value, _StateValue) else None
 
+    def follow(self, cause: Tensor, update: Callable[[Tensor], Tensor]) -> None:
+        """Whatever is compiled with `cause` in its graph also sets this state to `update(state)`, as updates do.
+
+        Several updates of one state are applied one after the other, in the order of their causes in the graph.
+        """
+        if cause.value.node is None:
+            raise ArgumentError(f"{cause.name or 'an input'} is computed by nothing that a state could follow")
+        _FOLLOWERS.setdefault(cause.value.node, []).append((self, update))
+
     def rename(self, name: str) -> None:
         """Set the name that printed graphs show."""
         self.value.name = name
 
     def __repr__(self) -> str:
         return f"<graphc {type(self).__name__.lower()} {self.name}: {self.type}>"
+
+
+_FOLLOWERS: WeakKeyDictionary[Node, list[tuple[State, Callable[[Tensor], Tensor]]]] = WeakKeyDictionary()
+
+
+def followers(nodes: Iterable[Node]) -> dict[State, Tensor]:
+    """The next value of each state that follows one of the nodes."""
+    found: dict[State, Tensor] = {}
+    for node in nodes:
+        for state, update in _FOLLOWERS.get(node, ()):
+            found[state] = update(found.get(state, state))
+    return found
 
 
 class Parameter(State):

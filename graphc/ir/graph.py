@@ -72,7 +72,7 @@ class Value:
         return f"<{origin} : {self.type}>"
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Node:
     """An op applied to operands. Compared by identity; `outputs` are created with it."""
 

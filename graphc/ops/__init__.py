@@ -59,7 +59,15 @@ from graphc.ops.movement import (
     unwindows,
     windows,
 )
-from graphc.ops.reduction import reduce_all, reduce_any, reduce_max, reduce_min, reduce_prod, reduce_sum
+from graphc.ops.reduction import (
+    reduce_all,
+    reduce_any,
+    reduce_first_max,
+    reduce_max,
+    reduce_min,
+    reduce_prod,
+    reduce_sum,
+)
 
 __all__ = [
     "abs",
@@ -104,6 +112,7 @@ __all__ = [
     "pow",
     "reduce_all",
     "reduce_any",
+    "reduce_first_max",
     "reduce_max",
     "reduce_min",
     "reduce_prod",

@@ -88,6 +88,25 @@ def _prod_vjp(cotangent: Value, node: Node) -> Sequence[Value]:
     return (ops.transpose(moved, perm=tuple(order.index(a) for a in range(x.type.rank))),)
 
 
+def _first_vjp(cotangent: Value, node: Node) -> Sequence[Value]:
+    """The first of equal extremes, in row-major order of the axes, takes the cotangent, as torch's pooling does."""
+    (x,), axes = node.inputs, node.attrs["axes"]
+    here, step = None, 1
+    for axis in reversed(axes):
+        extent = x.shape[axis]
+        if not isinstance(extent, int):
+            raise GradientError(
+                f"the gradient of {node.op.name} needs numbers for extents, not {extent}", node.location
+            )
+        place = ops.mul(ops.iota(shape=x.shape, axis=axis, dtype=DType.I32), ops.full(x.shape, step, DType.I32))
+        here, step = place if here is None else ops.add(here, place), step * extent
+    if here is None:
+        return (cotangent,)
+    beyond = ops.full_like(here, step)
+    first = ops.reduce_min(ops.where(ops.equal(x, along(node.output, node)), here, beyond), axes=axes)
+    return (ops.where(ops.equal(here, along(first, node)), along(cotangent, node), ops.full_like(x, 0)),)
+
+
 def _columns(x: Value, start: int, stop: int) -> Value:
     """Some columns of a matrix."""
     return ops.slice(x, start=(0, start), stop=(x.shape[0], stop), step=(1, 1))
@@ -120,4 +139,13 @@ reduce_all: Constructor = _reduction(
 )
 reduce_any: Constructor = _reduction(
     "reduce_any", "logical_or", lambda dtype: False, BOOLS, np.logical_or.reduce, zero_gradient, "whether one holds"
+)
+reduce_first_max: Constructor = _reduction(
+    "reduce_first_max",
+    "maximum",
+    _lowest,
+    NUMBERS,
+    np.max,
+    _first_vjp,
+    "reduce_max whose gradient goes to the first of equals",
 )
