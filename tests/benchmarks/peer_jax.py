@@ -1,0 +1,135 @@
+"""JAX's side of the workloads: one jitted function per step, parameters donated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+HEADS, LR = 4, 0.01
+
+
+def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: Any, threads: int) -> Callable[[], Any]:
+    """One step."""
+    os.environ["XLA_FLAGS"] = "" if threads > 1 else "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    import jax
+    import jax.numpy as np
+    from jax import lax
+
+    def linear(p: Any, x: Any, key: str) -> Any:
+        return x @ p[f"{key}.weight"].T + p[f"{key}.bias"]
+
+    def mlp(p: Any, x: Any, layers: int) -> Any:
+        for n in range(layers):
+            x = linear(p, x if n == 0 else jax.nn.relu(x), str(2 * n))
+        return x
+
+    def entropy(scores: Any, label: Any) -> Any:
+        logs = jax.nn.log_softmax(scores.reshape(-1, scores.shape[-1]))
+        return -np.mean(np.take_along_axis(logs, label.reshape(-1, 1), 1))
+
+    def conv(x: Any, w: Any, stride: int = 1, pad: int = 1) -> Any:
+        return lax.conv_general_dilated(x, w, (stride, stride), [(pad, pad)] * 2)
+
+    def pool(x: Any) -> Any:
+        return lax.reduce_window(x, -np.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+
+    def cnn(p: Any, x: Any) -> Any:
+        for key in ("0", "3"):
+            x = pool(jax.nn.relu(conv(x, p[f"{key}.weight"]) + p[f"{key}.bias"][:, None, None]))
+        return linear(p, jax.nn.relu(linear(p, x.reshape(x.shape[0], -1), "7")), "9")
+
+    def norm(p: Any, x: Any, key: str) -> Any:
+        mean = x.mean((0, 2, 3), keepdims=True)
+        var = np.square(x - mean).mean((0, 2, 3), keepdims=True)
+        scale, shift = (p[f"{key}.{n}"][:, None, None] for n in ("weight", "bias"))
+        return (x - mean) * lax.rsqrt(var + 1e-5) * scale + shift
+
+    def resnet(p: Any, x: Any) -> Any:
+        x = jax.nn.relu(norm(p, conv(x, p["stem.weight"]), "bn"))
+        for n, stride in enumerate((1, 2, 2)):
+            key = f"blocks.{n}"
+            y = jax.nn.relu(norm(p, conv(x, p[f"{key}.conv1.weight"], stride), f"{key}.bn1"))
+            y = norm(p, conv(y, p[f"{key}.conv2.weight"]), f"{key}.bn2")
+            if n:
+                x = norm(p, conv(x, p[f"{key}.short.weight"], stride, 0), f"{key}.bn3")
+            x = jax.nn.relu(x + y)
+        return linear(p, x.mean((2, 3)), "fc")
+
+    def layer_norm(p: Any, x: Any, key: str) -> Any:
+        mean = x.mean(-1, keepdims=True)
+        var = np.square(x - mean).mean(-1, keepdims=True)
+        return (x - mean) * lax.rsqrt(var + 1e-5) * p[f"{key}.weight"] + p[f"{key}.bias"]
+
+    def gpt(p: Any, x: Any) -> Any:
+        x = p["tokens.weight"][x] + p["places.weight"]
+        batch, length, width = x.shape
+        mask = np.tril(np.ones((length, length), bool))
+        for n in range(4):
+            key = f"blocks.{n}"
+            parts = linear(p, layer_norm(p, x, f"{key}.ln1"), f"{key}.qkv").reshape(batch, length, 3, HEADS, -1)
+            q, k, v = (parts[:, :, m].transpose(0, 2, 1, 3) for m in range(3))
+            scores = np.where(mask, q @ k.transpose(0, 1, 3, 2) * (width // HEADS) ** -0.5, -np.inf)
+            seen = (jax.nn.softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(batch, length, width)
+            x = x + linear(p, seen, f"{key}.proj")
+            hidden = jax.nn.gelu(linear(p, layer_norm(p, x, f"{key}.ln2"), f"{key}.fc1"), approximate=True)
+            x = x + linear(p, hidden, f"{key}.fc2")
+        return linear(p, layer_norm(p, x, "ln"), "head")
+
+    def lstm(p: Any, x: Any) -> Any:
+        w = p["lstm.weight_hh_l0"].T
+        sums = x @ p["lstm.weight_ih_l0"].T + p["lstm.bias_ih_l0"] + p["lstm.bias_hh_l0"]
+
+        def cell(carry: Any, now: Any) -> Any:
+            h, c = carry
+            i, f, g, o = np.split(now + h @ w, 4, -1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * np.tanh(g)
+            h = jax.nn.sigmoid(o) * np.tanh(c)
+            return (h, c), h
+
+        zero = np.zeros((x.shape[0], w.shape[0]), x.dtype)
+        _, outputs = lax.scan(cell, (zero, zero), sums.transpose(1, 0, 2))
+        return linear(p, outputs.transpose(1, 0, 2), "head")
+
+    def elementwise(p: Any, d: Any) -> Any:
+        return np.sum(np.tanh(d["a"] * d["b"] + d["d"]) * jax.nn.sigmoid(d["e"]) + np.exp(-d["a"] * d["a"]))
+
+    def classified(net: Any) -> Any:
+        return lambda p, d: entropy(net(p, d["x"]), d["label"])
+
+    value = {
+        "mlp_full": classified(partial(mlp, layers=2)),
+        "mlp_64": classified(partial(mlp, layers=2)),
+        "mlp_wide": classified(partial(mlp, layers=3)),
+        "mlp_infer1": lambda p, d: mlp(p, d["x"], 2),
+        "cnn": classified(cnn),
+        "resnet": classified(resnet),
+        "gpt": classified(gpt),
+        "lstm": classified(lstm),
+        "elementwise": elementwise,
+        "layernorm": lambda p, d: np.sum(jax.nn.gelu(layer_norm(p, d["x"], "ln"), approximate=True) * d["w"]),
+    }[name]
+    p = {key: np.asarray(array) for key, array in state.items() if array.dtype.kind == "f"}
+    arrays = {key: np.asarray(array) for key, array in given.items()}
+    if kind == "infer":
+        function = jax.jit(value)
+        if name == "mlp_infer1":
+            return lambda: __import__("numpy").asarray(function(p, given))
+        return lambda: float(function(p, arrays))
+    if kind == "gradients":
+        gradients = jax.jit(jax.value_and_grad(lambda p, x, d: value(p, {**d, "x": x}), (0, 1)))
+        return lambda: jax.block_until_ready(gradients(p, arrays["x"], arrays))
+
+    @partial(jax.jit, donate_argnums=0)
+    def update(p: Any, d: Any) -> Any:
+        total, g = jax.value_and_grad(value)(p, d)
+        return total, {key: p[key] - LR * g[key] for key in p}
+
+    box = [p]
+
+    def train() -> Any:
+        total, box[0] = update(box[0], arrays)
+        return float(total)
+
+    return train
