@@ -71,11 +71,13 @@ def conv2d(
         raise ShapeError(f"weight {weight.type} does not fit {input.type} in {groups} groups", source.here())
     strides, steps = pair(stride, "stride"), pair(dilation, "dilation")
     before, after = _padding(padding, size, strides, steps)
-    seen = windows(_padded(image, before, after), pair(size, "kernel_size"), strides, steps)
+    image = _padded(image, before, after)
     if groups == 1:
+        seen = windows(image, pair(size, "kernel_size"), strides, steps)
         result = Tensor(ops.contract(seen.value, filters.value, spec="ncyxij,ocij->noyx"))
     else:
-        seen = reshape(seen, (seen.shape[0], groups, -1, *seen.shape[2:]))
+        parted = reshape(image, (image.shape[0], groups, -1, *image.shape[2:]))
+        seen = windows(parted, pair(size, "kernel_size"), strides, steps)
         parts = reshape(filters, (groups, -1, *weight.shape[1:]))
         result = Tensor(ops.contract(seen.value, parts.value, spec="ngcyxij,gocij->ngoyx"))
         result = reshape(result, (result.shape[0], outputs, *result.shape[3:]))

@@ -14,6 +14,13 @@ from graphc import ops
 from graphc.ir.graph import Node, Value, apply
 from graphc.ir.op import Elementwise
 from graphc.ops.contraction import letters
+from graphc.passes.convolution import (
+    slice_of_contract,
+    slice_of_pad,
+    slice_of_slice,
+    slice_of_windows,
+    sum_of_unwindows,
+)
 from graphc.passes.fold import number_of
 
 Simplification = Callable[[Node], Value | None]
@@ -210,18 +217,21 @@ def _is_shifted(x: Value) -> bool:
     return value.node is not None and value.node.op.name == "reduce_max"
 
 
-UNSHARED: dict[str, Simplification] = {"transpose": transpose_of_contract}  # only where nobody else reads the operand
+UNSHARED: dict[str, Simplification] = {  # only where nobody else reads the operand
+    "transpose": transpose_of_contract,
+    "slice": slice_of_contract,
+}
 SIMPLIFICATIONS: dict[str, tuple[Simplification, ...]] = {
     "stop_gradient": (same,),
     "convert": (same,),
     "reshape": (same, reshape_twice, reshape_of_broadcast),
     "transpose": (same, transpose_twice),
-    "slice": (same,),
+    "slice": (same, slice_of_slice, slice_of_windows, slice_of_pad),
     "pad": (same,),
     "reverse": (same,),
     "broadcast": (same, broadcast_twice, broadcast_of_ones),
     "contract": (contract_of_transpose,),
-    "reduce_sum": (reduce_nothing, sum_of_negated, sum_of_sum),
+    "reduce_sum": (reduce_nothing, sum_of_unwindows, sum_of_negated, sum_of_sum),
     "reduce_max": (reduce_nothing,),
     "reduce_min": (reduce_nothing,),
     "log": (log_of_sum_of_exp,),

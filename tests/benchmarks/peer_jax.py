@@ -37,7 +37,7 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
 
     def cnn(p: Any, x: Any) -> Any:
         for key in ("0", "3"):
-            x = pool(jax.nn.relu(conv(x, p[f"{key}.weight"]) + p[f"{key}.bias"][:, None, None]))
+            x = pool(jax.nn.relu(conv(x, p[f"{key}.weight"], 1, 0) + p[f"{key}.bias"][:, None, None]))
         return linear(p, jax.nn.relu(linear(p, x.reshape(x.shape[0], -1), "7")), "9")
 
     def norm(p: Any, x: Any, key: str) -> Any:

@@ -36,15 +36,15 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
             tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.reshape(label, (-1,)), logits=flat)
         )
 
-    def conv(x: Any, key: str, stride: int = 1) -> Any:
+    def conv(x: Any, key: str, stride: int = 1, padding: str = "SAME") -> Any:
         w = p[f"{key}.weight"]
         if w.shape[0] == 3:
             x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]) if stride > 1 else x
-        return tf.nn.conv2d(x, w, stride, "SAME" if stride == 1 else "VALID")
+        return tf.nn.conv2d(x, w, stride, padding if stride == 1 else "VALID")
 
     def cnn(x: Any) -> Any:
         for key in ("0", "3"):
-            x = tf.nn.max_pool2d(tf.nn.relu(tf.nn.bias_add(conv(x, key), p[f"{key}.bias"])), 2, 2, "VALID")
+            x = tf.nn.max_pool2d(tf.nn.relu(tf.nn.bias_add(conv(x, key, 1, "VALID"), p[f"{key}.bias"])), 2, 2, "VALID")
         x = tf.reshape(tf.transpose(x, (0, 3, 1, 2)), (x.shape[0], -1))  # torch's order
         return linear(tf.nn.relu(linear(x, "7")), "9")
 

@@ -66,9 +66,9 @@ def _mlp(name: str, batch: int, *sizes: int) -> Workload:
 
 def cnn() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(64 * 49, 128), nn.ReLU(), nn.Linear(128, 10),
+        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(1600, 128), nn.ReLU(), nn.Linear(128, 10),
     )  # fmt: skip
 
 
@@ -179,7 +179,7 @@ WORKLOADS = {
         ),
         Workload(
             "cnn", "train", lambda: _classified((64, 1, 28, 28), 10), cnn, _loss,
-            _conv_flops([(1, 32, 3, 784), (32, 64, 3, 196), (3136, 128, 1, 1), (128, 10, 1, 1)], 64),
+            _conv_flops([(1, 32, 3, 676), (32, 64, 3, 121), (1600, 128, 1, 1), (128, 10, 1, 1)], 64),
         ),
         Workload(
             "resnet", "train", lambda: _classified((32, 3, 32, 32), 10), ResNet, _loss,
