@@ -30,6 +30,8 @@ from graphc.runtime.team import available
 
 PASSES = (
     "simplify",  # first: what it rewrites (log of softmax, broadcasts) would hide behind folded constants and kernels
+    "layout",  # after simplify has made convolutions of their gradients, before windows are gone
+    "unroll",  # of what simplify would gather again
     "fold",  # simplify leaves constants side by side
     "cse",  # folding makes equal constants equal nodes
     "dce",  # what the others left behind must not be fused

@@ -4,7 +4,9 @@ from graphc.passes.cse import cse
 from graphc.passes.dce import dce
 from graphc.passes.fold import fold
 from graphc.passes.fuse import fuse, inline
+from graphc.passes.layout import layout
 from graphc.passes.manager import PASSES
 from graphc.passes.simplify import simplify
+from graphc.passes.unroll import unroll
 
-__all__ = ["PASSES", "cse", "dce", "fold", "fuse", "inline", "simplify"]
+__all__ = ["PASSES", "cse", "dce", "fold", "fuse", "inline", "layout", "simplify", "unroll"]

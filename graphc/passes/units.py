@@ -2,7 +2,7 @@
 
 *Cheap* nodes have no place of their own; every kernel that reads one computes it again:
  - scalars, positions, and what follows from them in a few operations;
- - movement of one operand, including reshapes that only add or remove axes of extent 1;
+ - movement of one operand, including reshapes of what is repeated, or that only add or remove axes of extent 1;
  - elementwise work of a few operations on fewer bytes than its result has floats (labels compared, a bool converted).
 A result of the graph, what a view is taken of, and what is gathered from, is a unit even where it is cheap. Any other
 reshape is a *view*.
@@ -79,10 +79,15 @@ def _is_cheap(node: Node, cone: Cone) -> bool:
         case Movement():
             if len(node.inputs) > 1:
                 return False
-            return node.op.name != "reshape" or not cone.leaves or is_squeeze(node)
+            return node.op.name != "reshape" or _is_read_anew(node, cone) or is_squeeze(node)
         case Elementwise():
             return sum(leaf.type.nbytes for leaf in cone.leaves) < 4 * size(node.output)
     return False
+
+
+def _is_read_anew(node: Node, cone: Cone) -> bool:
+    """Whether a reshape is of something that is larger than what it is read from: a repetition, positions."""
+    return sum(size(leaf) for leaf in cone.leaves) < size(node.output)
 
 
 def is_table(node: Node) -> bool:

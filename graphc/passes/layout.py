@@ -1,0 +1,280 @@
+"""Layout: images between kernels lie channels last, however the user writes them.
+
+Before: `%2 = contract %1, %w spec="ncyxij,ocij->noyx"`, `%3 = relu %2`.
+After:  `%2 = contract %1, %w spec="ncyxij,ocij->nyxo"`, `%3 = relu %2`; what needs the old order reads a transpose.
+
+A convolution's result is given with the filters' letter innermost, along which vectors run without gaps whatever the
+image's size. The order is handed on by whatever can work in it (`_RULES`): elementwise work, pads, slices, windows,
+reductions; a contraction takes it as the order of its letters, and everything else gets a transpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from graphc import ops
+from graphc.ir.graph import Graph, Node, Value, build, copy_node, make_node
+from graphc.ir.op import Elementwise, Generator
+from graphc.ir.source import located
+from graphc.ops.contraction import letters
+from graphc.passes.manager import graph_pass
+
+FEWEST_CHANNELS = 8  # with fewer, vectors along them would be mostly empty
+
+Order = tuple[int, ...]  # stored axis k is the value's axis order[k]
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """A value as it is stored."""
+
+    stored: Value
+    order: Order
+
+    @property
+    def is_plain(self) -> bool:
+        return self.order == tuple(range(len(self.order)))
+
+    @property
+    def plain(self) -> Value:
+        """The value itself, transposed where it is stored otherwise."""
+        return self.stored if self.is_plain else ops.transpose(self.stored, perm=_inverse(self.order))
+
+
+@graph_pass
+def layout(graph: Graph) -> Graph:
+    """Store the results of convolutions channels last, and what is computed from them.
+
+    Before: `%2 = contract %1, %w spec="ncyxij,ocij->noyx"`. After: the letters `nyxo`, and a transpose where needed.
+    """
+    if not any(_channels_last(node) for node in graph.nodes):
+        return graph
+    laid: dict[Value, Laid] = {}
+
+    def look(value: Value) -> Laid:
+        return laid.get(value) or Laid(value, tuple(range(value.type.rank)))
+
+    plain: dict[Value, Value] = {}
+
+    def as_plain(value: Value) -> Value:
+        if value not in plain:
+            plain[value] = look(value).plain
+        return plain[value]
+
+    for node in graph.nodes:
+        with located(node.location):
+            given = [look(value) for value in node.inputs]
+            found = None
+            if node.op.name == "contract":
+                found = _contract(node, given)
+            elif not all(operand.is_plain for operand in given):
+                rule = _elementwise if isinstance(node.op.kind, Elementwise) else _RULES.get(node.op.name)
+                found = rule(node, given) if rule else None
+            if found is not None:
+                laid[node.output] = found
+                continue
+            outputs = copy_node(node, tuple(map(as_plain, node.inputs)))
+            laid.update((old, Laid(new, tuple(range(new.type.rank)))) for old, new in zip(node.outputs, outputs))
+    results = [as_plain(value) for value in graph.outputs]
+    following = [(state, as_plain(value)) for state, value in graph.next]
+    return build(graph.name, graph.inputs, results, following, graph.state)
+
+
+def _inverse(order: Order) -> Order:
+    return tuple(order.index(axis) for axis in range(len(order)))
+
+
+# Contractions --------------------------------------------------------------------------------------------------
+
+
+def _channels_last(node: Node) -> Order | None:
+    """The order for the result of a convolution, with what only the filters have innermost; None for other products."""
+    if node.op.name != "contract":
+        return None
+    first, second, result = letters(node.attrs["spec"])
+    for value, image, filters in ((node.inputs[0], first, second), (node.inputs[1], second, first)):
+        if value.node is None or value.node.op.name != "windows":
+            continue
+        if not all(image[axis] in result for axis in value.node.attrs["axes"]):
+            continue
+        channels = prod(extent for c, extent in zip(result, node.output.type.extents) if c in filters)
+        order = sorted(range(len(result)), key=lambda axis: (result[axis] in filters, result[axis] not in image))
+        if channels >= FEWEST_CHANNELS and order != list(range(len(result))):
+            return tuple(order)
+    return None
+
+
+def _contract(node: Node, given: Sequence[Laid]) -> Laid:
+    first, second, result = letters(node.attrs["spec"])
+    order = _channels_last(node) or tuple(range(len(result)))
+    parts = ["".join(part[axis] for axis in operand.order) for part, operand in zip((first, second), given)]
+    spec = f"{parts[0]},{parts[1]}->{''.join(result[axis] for axis in order)}"
+    operands = tuple(operand.stored for operand in given)
+    if operands == node.inputs and spec == node.attrs["spec"]:
+        return Laid(node.output, order)
+    return Laid(ops.contract(*operands, spec=spec), order)
+
+
+# What works in any order ---------------------------------------------------------------------------------------
+
+
+def _elementwise(node: Node, given: Sequence[Laid]) -> Laid | None:
+    """In the order in which most bytes lie already."""
+    weights: dict[Order, int] = {}
+    for operand in given:
+        if not (operand.is_plain and _is_free(operand.stored)):
+            weights[operand.order] = weights.get(operand.order, 0) + operand.stored.type.nbytes
+    order = max(weights, key=lambda key: weights[key])
+    operands = [_brought(operand, order) for operand in given]
+    return Laid(make_node(node.op, operands, node.attrs, node.location).output, order)
+
+
+def _is_free(value: Value) -> bool:
+    """Whether a value can be had in any order at once: a repetition, or what follows from positions."""
+    node = value.node
+    if node is None:
+        return False
+    if isinstance(node.op.kind, Elementwise):
+        return all(map(_is_free, node.inputs))
+    return isinstance(node.op.kind, Generator) or node.op.name == "broadcast"
+
+
+def _brought(operand: Laid, order: Order) -> Value:
+    """An operand in some order."""
+    if operand.order == order:
+        return operand.stored
+    if operand.is_plain and _is_free(operand.stored):
+        return _permuted(operand.stored, order)
+    return ops.transpose(operand.stored, perm=[operand.order.index(axis) for axis in order])
+
+
+def _permuted(value: Value, order: Order) -> Value:
+    """transpose(value, order), made anew in that order where that costs nothing."""
+    node = value.node
+    assert node is not None
+    shape, inverse = tuple(value.shape[axis] for axis in order), _inverse(order)
+    if isinstance(node.op.kind, Elementwise):
+        operands = [_permuted(operand, order) for operand in node.inputs]
+        return make_node(node.op, operands, node.attrs, node.location).output
+    if node.op.name == "iota":
+        return ops.iota(shape=shape, axis=inverse[node.attrs["axis"]], dtype=value.dtype)
+    if node.op.name == "broadcast":
+        places = [inverse[axis] for axis in node.attrs["axes"]]
+        perm = sorted(range(len(places)), key=places.__getitem__)
+        (x,) = node.inputs
+        source = x if perm == list(range(len(perm))) else ops.transpose(x, perm=perm)
+        return ops.broadcast(source, shape=shape, axes=sorted(places))
+    return ops.transpose(value, perm=order)
+
+
+def _broadcast(node: Node, given: Sequence[Laid]) -> Laid:
+    """New axes stand behind those of the operand."""
+    (x,), axes = given, node.attrs["axes"]
+    order = tuple(axes[axis] for axis in x.order)
+    order += tuple(axis for axis in range(node.output.type.rank) if axis not in order)
+    shape = [node.output.shape[axis] for axis in order]
+    return Laid(ops.broadcast(x.stored, shape=shape, axes=range(len(axes))), order)
+
+
+def _transpose(node: Node, given: Sequence[Laid]) -> Laid:
+    inverse = _inverse(node.attrs["perm"])
+    return Laid(given[0].stored, tuple(inverse[axis] for axis in given[0].order))
+
+
+def _reduce(node: Node, given: Sequence[Laid]) -> Laid:
+    (x,), axes = given, node.attrs["axes"]
+    kept = [axis for axis in range(len(x.order)) if axis not in axes]
+    order = tuple(kept.index(axis) for axis in x.order if axis in kept)
+    stored = sorted(x.order.index(axis) for axis in axes)
+    return Laid(make_node(node.op, (x.stored,), {**node.attrs, "axes": tuple(stored)}).output, order)
+
+
+def _per_axis(*names: str) -> Callable[[Node, Sequence[Laid]], Laid]:
+    """A movement with attributes that have an entry for each axis."""
+
+    def rule(node: Node, given: Sequence[Laid]) -> Laid:
+        (x,) = given
+        attrs = {**node.attrs, **{name: tuple(node.attrs[name][axis] for axis in x.order) for name in names}}
+        return Laid(make_node(node.op, (x.stored,), attrs).output, x.order)
+
+    return rule
+
+
+def _reverse(node: Node, given: Sequence[Laid]) -> Laid:
+    (x,) = given
+    axes = sorted(x.order.index(axis) for axis in node.attrs["axes"])
+    return Laid(ops.reverse(x.stored, axes=axes), x.order)
+
+
+def _windows(node: Node, given: Sequence[Laid]) -> Laid | None:
+    """The places within windows stay behind everything else."""
+    (x,), rank = given, node.output.type.rank - (len(node.attrs["axes"]) if node.op.name == "windows" else 0)
+    count = len(node.attrs["axes"])
+    last = tuple(range(rank, rank + count)) if node.op.name == "windows" else tuple(range(rank - count, rank))
+    if node.op.name == "unwindows" and x.order[-count:] != last:
+        return None
+    attrs = {**node.attrs, "axes": tuple(x.order.index(axis) for axis in node.attrs["axes"])}
+    order = (*x.order, *last) if node.op.name == "windows" else x.order
+    return Laid(make_node(node.op, (x.stored,), attrs).output, order)
+
+
+def _reshape(node: Node, given: Sequence[Laid]) -> Laid | None:
+    """Where each axis is split, or axes are joined that also lie side by side."""
+    (x,) = given
+    groups = _groups(node.inputs[0].type.extents, node.output.type.extents)
+    by_first = {before[0]: (before, after) for before, after in groups if before}
+    if any(not before or not after for before, after in groups):
+        return None
+    order: list[int] = []
+    position = 0
+    while position < len(x.order):
+        if x.order[position] not in by_first:
+            return None
+        before, after = by_first[x.order[position]]
+        if x.order[position : position + len(before)] != tuple(before):
+            return None
+        order += after
+        position += len(before)
+    return Laid(ops.reshape(x.stored, shape=[node.output.shape[axis] for axis in order]), tuple(order))
+
+
+def _groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Axes before and after a reshape that hold the same elements, in the smallest groups."""
+    found: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        first: list[int] = []
+        second: list[int] = []
+        a = b = 1
+        while True:
+            if i < len(before) and (a <= b or j == len(after)):
+                a, first, i = a * before[i], [*first, i], i + 1
+            elif j < len(after):
+                b, second, j = b * after[j], [*second, j], j + 1
+            if a == b and first and second:
+                break
+            if i == len(before) and j == len(after):
+                break
+        found.append((first, second))
+    return found
+
+
+def _same(node: Node, given: Sequence[Laid]) -> Laid:
+    return Laid(make_node(node.op, (given[0].stored,), node.attrs).output, given[0].order)
+
+
+_RULES: dict[str, Callable[[Node, Sequence[Laid]], Laid | None]] = {
+    "broadcast": _broadcast,
+    "transpose": _transpose,
+    "pad": _per_axis("low", "high", "interior"),
+    "slice": _per_axis("start", "stop", "step"),
+    "reverse": _reverse,
+    "windows": _windows,
+    "unwindows": _windows,
+    "reshape": _reshape,
+    "stop_gradient": _same,
+    **dict.fromkeys(("reduce_sum", "reduce_prod", "reduce_max", "reduce_first_max", "reduce_min"), _reduce),
+    **dict.fromkeys(("reduce_all", "reduce_any"), _reduce),
+}
