@@ -282,7 +282,7 @@ def test_dumps_hold_every_stage_and_can_be_run(tmp_path: Any, monkeypatch: pytes
     problem, (x, label) = Problem(), batch(4)
     problem.step(x, label)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert "step.batch4.0.graph.gc" in names and "step.batch4.10.assembly.txt" in names
+    assert "step.batch4.0.graph.gc" in names and "step.batch4.12.assembly.txt" in names
 
 
 def test_debug_levels_print_more_and_more(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,10 +26,10 @@ from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.index import ZERO, Condition, Index, flatten, unflatten
 from graphc.loops.ir import Buffer, Const, Function, Load, LoopKind, Space
 from graphc.loops.nest import Group, blocks, identity, leading, size, spread, walk
-from graphc.loops.pack import computed, in_place, panels
+from graphc.loops.pack import Prepare, block_panels, computed, in_place, panels
 from graphc.loops.point import Point, always, location, parameters
 from graphc.loops.roles import Operand, Roles, assign, axes_of, place_in
-from graphc.loops.schedule import ContractSchedule
+from graphc.loops.schedule import PACK_EACH, PACK_NEVER, ContractSchedule
 from graphc.loops.sums import TileSums
 from graphc.loops.sweep import fill_finals
 from graphc.loops.tile import Factors, Multiplier, Tile
@@ -74,7 +74,8 @@ def grid(roles: Roles, schedule: ContractSchedule, wanted: int) -> Grid:
     high, broad = tile_of(roles, schedule)
     tiles, strips = roles.height // high, roles.width // broad
     points, length = _cut(size(lead), wanted, 1)
-    rows, down = _cut(tiles, -(-wanted // points), min(schedule.strip, tiles))
+    shared = 1 if schedule.pack == PACK_EACH else -(-wanted // points)  # a panel is packed by one block only
+    rows, down = _cut(tiles, shared, min(schedule.strip, tiles))
     cols, along = _cut(strips, -(-wanted // (points * rows)), 1)
     return Grid(lead, rest, tiles, strips, (points, rows, cols), (length, down, along))
 
@@ -110,13 +111,14 @@ class _Kernel:
 
     def something(self, results: Mapping[Value, Buffer]) -> None:
         """Operands, then tiles; with several pieces of the depth first their sums, then the tiles."""
-        factors = self.factors()
-        if factors.pieces == 1:
-            self.tiles(results, lambda acc, tile: self.multiply(acc, tile, factors, ZERO))
+        if self.pieces > 1:
+            slabs = self.new("slabs", self.schedule.parts * prod(self.form.space))
+            self.slabs(slabs)
+            self.tiles(results, lambda acc, tile: self.collect(acc, tile, slabs))
             return
-        slabs = self.new("slabs", self.schedule.parts * prod(self.form.space))
-        self.slabs(factors, slabs)
-        self.tiles(results, lambda acc, tile: self.collect(acc, tile, slabs))
+        plan = grid(self.roles, self.schedule, self.schedule.blocks)
+        factors = self.factors(plan, plan.blocks)
+        self.tiles(results, self.multiply, factors)
 
     def finals(self, results: Mapping[Value, Buffer]) -> None:
         """What depends on accumulations."""
@@ -129,17 +131,38 @@ class _Kernel:
 
     # Operands ------------------------------------------------------------------------------------------------
 
-    def factors(self) -> Factors:
-        """Both operands, as the tiles read them."""
+    def factors(self, plan: Grid, blocks: int) -> Callable[[Index, Index], tuple[Factors, Prepare | None]]:
+        """Both operands as the tiles of a block read them, and what fills its panels, if something must.
+
+        Of the number of a block among `blocks`, and of its number in `plan`.
+        """
         roles, schedule = self.roles, self.schedule
         left, right = self.source(roles.left), self.source(roles.panel)
+        pieces, own = self.pieces, in_place(self.point, roles.left, left)
+        packs = schedule.pack if roles.cols and not roles.dots else PACK_NEVER
+        if packs == PACK_EACH and roles.depth:
+            along = plan.lengths[2]
+            buffer, of = block_panels(self.point, roles, right, self.broad, schedule.lanes, pieces, blocks, along)
+            self.scratch.append(buffer)
+
+            def packed(number: Index, block: Index) -> tuple[Factors, Prepare | None]:
+                _, _, col_part = unflatten(block, plan.parts)
+                panel, fill = of(number, col_part * (along * self.broad))
+                return Factors(own, panel, pieces), fill
+
+            return packed
         panel = in_place(self.point, roles.panel, right)
-        if schedule.pack and roles.cols and not roles.dots:
+        if packs:
             buffer, panel = panels(self.point, roles, right, self.broad, schedule.lanes)
             self.scratch.append(buffer)
-        longest = max((group.extent for group in roles.depth), default=1)
-        pieces = schedule.parts * schedule.steps if schedule.parts * schedule.steps <= longest else 1
-        return Factors(in_place(self.point, roles.left, left), panel, pieces)
+        return lambda _number, _block: (Factors(own, panel, pieces), None)
+
+    @property
+    def pieces(self) -> int:
+        """Of the depth; one where there are not enough terms for more."""
+        longest = max((group.extent for group in self.roles.depth), default=1)
+        wanted = self.schedule.parts * self.schedule.steps
+        return wanted if wanted <= longest else 1
 
     def source(self, operand: Operand) -> Buffer:
         """Where an operand's source is; computed into scratch unless it is an input."""
@@ -156,8 +179,13 @@ class _Kernel:
 
     # Blocks --------------------------------------------------------------------------------------------------
 
-    def tiles(self, results: Mapping[Value, Buffer], fill: Callable[[Buffer, Tile], None]) -> None:
-        """All tiles, each filled, then given its epilogue."""
+    def tiles(
+        self,
+        results: Mapping[Value, Buffer],
+        fill: Callable[..., None],
+        factors: Callable[[Index, Index], tuple[Factors, Prepare | None]] | None = None,
+    ) -> None:
+        """All tiles, each filled (from `factors`, where there are any), then given its epilogue."""
         plan = grid(self.roles, self.schedule, self.schedule.blocks)
         for node in self.form.accumulations:
             self.partials[node] = Partial.of(self.point.name("part"), node, plan.blocks)
@@ -165,20 +193,23 @@ class _Kernel:
         with self.point.loop("b", plan.blocks, LoopKind.PARALLEL, keep=True) as block:
             for partial in self.partials.values():
                 partial.clear(self.point, block, self.schedule.lanes, 1)
+            given, prepare = factors(block, block) if factors else (None, None)
 
             def finish(tile: Tile) -> None:
                 acc = self.point.local("acc", self.result.dtype, tile.size)
-                fill(acc, tile)
+                fill(acc, tile, *((given, ZERO) if given else ()))
                 self.epilogue(acc, tile, block, results)
 
-            self.sweep(plan, block, finish)
+            self.sweep(plan, block, finish, prepare, ZERO)
 
-    def slabs(self, factors: Factors, slabs: Buffer) -> None:
+    def slabs(self, slabs: Buffer) -> None:
         """Sums over the parts of the depth, one result-sized slab for each."""
         parts, steps = self.schedule.parts, self.schedule.steps
         plan = grid(self.roles, self.schedule, -(-self.schedule.blocks // parts))
+        factors = self.factors(plan, parts * plan.blocks)
         with self.point.loop("b", parts * plan.blocks, LoopKind.PARALLEL, keep=True) as number:
             part, block = unflatten(number, (parts, plan.blocks))
+            given, prepare = factors(number, block)
             with self.point.loop("s", steps) as step:
 
                 def extend(tile: Tile) -> None:
@@ -187,17 +218,19 @@ class _Kernel:
                     if steps > 1:
                         with self.point.when((Condition(step - 1),)):
                             self.take(acc, tile, slabs, part)
-                    self.multiplier.add_products(acc, tile, factors, part * steps + step)
+                    self.multiplier.add_products(acc, tile, given, part * steps + step)
                     self.put(acc, tile, slabs, part)
 
-                self.sweep(plan, block, extend)
+                self.sweep(plan, block, extend, prepare, part * steps + step)
 
-    def sweep(self, plan: Grid, block: Index, body: Callable[[Tile], None]) -> None:
+    def sweep(
+        self, plan: Grid, block: Index, body: Callable[[Tile], None], prepare: Prepare | None, piece: Index
+    ) -> None:
         """`body` for each tile of a block: strips of columns, and down each a few tiles of rows before the next."""
         roles, point, high, broad = self.roles, self.point, self.high, self.broad
         part, row_part, col_part = unflatten(block, plan.parts)
         length, down, along = plan.lengths
-        step = min(self.schedule.strip, plan.tiles)
+        step = min(self.schedule.strip, plan.tiles) if prepare is None else down
         lanes = min(self.schedule.lanes, _power(broad)) if roles.dots else self.schedule.lanes
 
         def tile(row: Index, height: int, col: Index, width: int) -> None:
@@ -215,16 +248,30 @@ class _Kernel:
             with self.share(row_part * (down // step) + chunk, step, plan.tiles, "t") as number:
                 tile(number * high, high, col, width)
 
+        def rest(col: Index, width: int) -> None:
+            if roles.height % high:
+                with point.when((Condition(row_part - (plan.parts[1] - 1), equal=True),)):
+                    tile(Index(plan.tiles * high), roles.height % high, col, width)
+
+        def strip(col: Index, width: int) -> None:
+            if plan.tiles:
+                tiles(ZERO, col, width)
+            rest(col, width)
+
         with (
             self.share(part, length, size(plan.lead), "o") as position,
             point.where(spread(plan.lead, roles.variables, position)),
             walk(point, plan.rest, roles.variables),
         ):
+            if prepare is not None:
+                prepare(across, piece)
+            if down <= step:
+                across(strip)
+                return
             with point.loop("m", down // step) as chunk:
                 across(lambda col, width: tiles(chunk, col, width))
             if roles.height % high:
-                with point.when((Condition(row_part - (plan.parts[1] - 1), equal=True),)):
-                    across(lambda col, width: tile(Index(plan.tiles * high), roles.height % high, col, width))
+                across(rest)
 
     @contextmanager
     def share(self, part: Index, length: int, count: int, name: str) -> Iterator[Index]:
@@ -246,6 +293,7 @@ class _Kernel:
         self.multiplier.each(tile, lambda row, column, _: self.point.store(acc, row * tile.slots + column, zero))
 
     def multiply(self, acc: Buffer, tile: Tile, factors: Factors, piece: Index) -> None:
+        """The tile's sums."""
         self.clear(acc, tile)
         self.multiplier.add_products(acc, tile, factors, piece)
 

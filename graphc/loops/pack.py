@@ -6,21 +6,25 @@ After:  panels[strip][k][column of the strip], so that each k has its vectors si
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from math import prod
 
 from graphc.ir.graph import Value
-from graphc.ir.index import Index, Var, flatten, unflatten
+from graphc.ir.index import ZERO, Condition, Index, Var, flatten, unflatten
 from graphc.loops.ir import Buffer, Expr, LoopKind, Space
 from graphc.loops.maps import fill_space
-from graphc.loops.nest import Group, spread, vectors, walk
+from graphc.loops.nest import Group, size, spread, vectors
 from graphc.loops.point import Point, location
 from graphc.loops.roles import Operand, Roles
 from graphc.loops.schedule import ContractSchedule, MapSchedule
 
 LINE = 16  # elements along the depth that are copied together where the depth is dense: one line of memory
 
-Element = Callable[[Index, int], Expr]  # of the current point, in the strip of columns that starts there, so wide
+Element = Callable[[Index, int, Index], Expr]  # of the current point, in a strip (its first column, width), in a piece
+Strips = Callable[[Callable[[Index, int], None]], None]  # calls its argument for each strip of a block
+Prepare = Callable[[Strips, Index], None]  # makes the panels of a block's strips for a piece of the depth
+Span = tuple[Group, Index, int]  # a group, and the part of it that is walked: where it starts, and its length
 
 
 def computed(point: Point, value: Value, schedule: ContractSchedule) -> Buffer:
@@ -34,36 +38,28 @@ def computed(point: Point, value: Value, schedule: ContractSchedule) -> Buffer:
 
 def in_place(point: Point, operand: Operand, buffer: Buffer) -> Element:
     """The operand read where its source lies."""
-    return lambda _first, _wide: point.load(buffer, operand.place)
+    return lambda _first, _wide, _piece: point.load(buffer, operand.place)
 
 
 def panels(point: Point, roles: Roles, source: Buffer, width: int, lanes: int) -> tuple[Buffer, Element]:
-    """Panels of `width` columns in scratch, and how to read them."""
-    operand, cols = roles.panel, roles.cols
+    """Panels of `width` columns, for the whole depth, in scratch; and how to read them."""
+    cols = roles.cols
     assert cols is not None
-    batch = roles.within(roles.batch, operand)
+    batch = roles.within(roles.batch, roles.panel)
     full, tail = divmod(cols.extent, width)
     pitch = -(-tail // lanes) * lanes
     each = roles.deep * (full * width + pitch)
-    copies = prod(group.extent for group in batch)
+    copies = size(batch)
     buffer = Buffer(point.name("panels"), source.dtype, (copies * each,), Space.SCRATCH)
     column = Index(0, ((cols.variable, 1),))
+    whole = [(group, ZERO, group.extent) for group in roles.depth]
 
     def place(first: Index, wide: int) -> Index:
         inside = row_major(roles.depth) * (width if wide == width else pitch) + (column - first)
         return row_major(batch) * each + first * roles.deep + inside
 
     def fill(first: Index, wide: int) -> None:
-        def copy(position: Index) -> None:
-            with point.where(cols.at(first + position, roles.variables)):
-                value = point.load(source, operand.place)
-                point.store(buffer, place(first, wide), value, location(operand.value))
-
-        if operand.stride(cols) != 1 and roles.depth and operand.stride(roles.depth[-1]) == 1:
-            _transposed(point, roles.depth, roles.variables, wide, copy)
-        else:
-            with walk(point, roles.depth, roles.variables):
-                vectors(point, wide, lanes, max(1, wide // lanes), lambda position, _: copy(position))
+        _copy(point, roles, source, whole, first, wide, lanes, lambda: (buffer, place(first, wide)))
 
     if full:
         with point.section(), point.loop("p", copies * full, LoopKind.PARALLEL, keep=True) as number:
@@ -77,30 +73,113 @@ def panels(point: Point, roles: Roles, source: Buffer, width: int, lanes: int) -
             point.where(spread(batch, roles.variables, number)),
         ):
             fill(Index(full * width), tail)
-    return buffer, lambda first, wide: point.load(buffer, place(first, wide))
+    return buffer, lambda first, wide, _piece: point.load(buffer, place(first, wide))
 
 
-def row_major(groups: list[Group] | tuple[Group, ...]) -> Index:
+def block_panels(
+    point: Point, roles: Roles, source: Buffer, width: int, lanes: int, pieces: int, blocks: int, strips: int
+) -> tuple[Buffer, Callable[[Index, Index], tuple[Element, Prepare]]]:
+    """Room for the panels of one piece of the depth in each block; and how to fill and to read a block's.
+
+    A block has `strips` full strips; the last one also what is left over. Given its number and its first column, and
+    read row by row, however short a strip's rows are.
+    """
+    cols, (longest, others) = roles.cols, by_length(roles.depth)
+    assert cols is not None
+    length, rest = divmod(longest.extent, pieces)
+    pitch = -(-(cols.extent % width) // lanes) * lanes
+    deep = (length + rest) * size(others)
+    each = deep * (strips * width + pitch)
+    buffer = Buffer(point.name("panels"), source.dtype, (blocks * each,), Space.SCRATCH)
+    column, along = Index(0, ((cols.variable, 1),)), Index(0, ((longest.variable, 1),))
+
+    def of(block: Index, base: Index) -> tuple[Element, Prepare]:
+        def place(first: Index, wide: int, piece: Index) -> Index:
+            inside = (along - piece * length) * size(others) + row_major(others)
+            return block * each + (first - base) * deep + inside * (width if wide == width else pitch) + column - first
+
+        def fill(across: Strips, piece: Index) -> None:
+            def copy(start: Index, count: int) -> None:
+                spans = [(group, ZERO, group.extent) for group in others]
+                spans.insert(roles.depth.index(longest), (longest, start, count))
+                with point.section(), _walk(point, spans, roles.variables):
+                    across(strip)
+
+            def strip(first: Index, wide: int) -> None:
+                _copy(point, roles, source, (), first, wide, lanes, lambda: (buffer, place(first, wide, piece)))
+
+            copy(piece * length, length)
+            if rest:
+                with point.when((Condition(piece - (pieces - 1), equal=True),)):
+                    copy(Index(pieces * length), rest)
+
+        return lambda first, wide, piece: point.load(buffer, place(first, wide, piece)), fill
+
+    return buffer, of
+
+
+def by_length(groups: Sequence[Group]) -> tuple[Group, list[Group]]:
+    """The longest group, and the others in order."""
+    longest = max(groups, key=lambda group: group.extent)
+    return longest, [group for group in groups if group is not longest]
+
+
+def row_major(groups: Sequence[Group]) -> Index:
     """The current point's position in the product of the groups."""
     return flatten([Index(0, ((g.variable, 1),)) for g in groups], [g.extent for g in groups])
 
 
+def _copy(
+    point: Point,
+    roles: Roles,
+    source: Buffer,
+    spans: Sequence[Span],
+    first: Index,
+    wide: int,
+    lanes: int,
+    target: Callable[[], tuple[Buffer, Index]],
+) -> None:
+    """Copy a strip of the panel, for a part of the depth."""
+    operand, cols = roles.panel, roles.cols
+    assert cols is not None
+
+    def copy(position: Index) -> None:
+        with point.where(cols.at(first + position, roles.variables)):
+            buffer, place = target()
+            point.store(buffer, place, point.load(source, operand.place), location(operand.value))
+
+    if operand.stride(cols) != 1 and spans and operand.stride(spans[-1][0]) == 1:
+        _transposed(point, spans, roles.variables, wide, copy)
+    else:
+        with _walk(point, spans, roles.variables):
+            vectors(point, wide, lanes, max(1, wide // lanes), lambda position, _: copy(position))
+
+
+@contextmanager
+def _walk(point: Point, spans: Sequence[Span], variables: dict[int, Var]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for group, start, length in spans:
+            position = stack.enter_context(point.loop("r", length))
+            stack.enter_context(point.where(group.at(start + position, variables)))
+        yield
+
+
 def _transposed(
-    point: Point, depth: tuple[Group, ...], variables: dict[int, Var], wide: int, copy: Callable[[Index], None]
+    point: Point, spans: Sequence[Span], variables: dict[int, Var], wide: int, copy: Callable[[Index], None]
 ) -> None:
     """Line by line of the source, so that each is read once however few of them the cache can hold at a time."""
-    *outer, inner = depth
-    lines, rest = divmod(inner.extent, LINE)
+    *outer, (inner, start, extent) = spans
+    lines, rest = divmod(extent, LINE)
 
-    def line(start: Index, length: int) -> None:
+    def line(first: Index, length: int) -> None:
         with (
             point.loop("j", wide) as column,
             point.loop("u", length, LoopKind.UNROLLED) as k,
-            point.where(inner.at(start + k, variables)),
+            point.where(inner.at(start + first + k, variables)),
         ):
             copy(column)
 
-    with walk(point, outer, variables):
+    with _walk(point, outer, variables):
         with point.loop("k", lines) as number:
             line(number * LINE, LINE)
         if rest:

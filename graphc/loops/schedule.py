@@ -69,6 +69,9 @@ class ColumnsSchedule:
         return _text("columns", self)
 
 
+PACK_NEVER, PACK_FIRST, PACK_EACH = range(3)
+
+
 @dataclass(frozen=True, slots=True)
 class ContractSchedule:
     """A sum of products.
@@ -82,7 +85,7 @@ class ContractSchedule:
     strip    tiles of rows that pass over one strip of columns before the next strip
     parts    partial sums over the depth that threads may share
     steps    how often such a sum is put down and taken up again
-    pack     1: copy the panel so that its vectors stand in a row even where they could be read in place
+    pack     1: copy the panel first, so that its vectors stand in a row; 2: strip by strip in each block; 0: do not
     fma      1: multiply and add with one rounding
     """
 

@@ -17,7 +17,7 @@ from graphc.ir.index import ZERO, Condition, Index, Var
 from graphc.ir.source import Location
 from graphc.loops.ir import Buffer, Const, Expr, LoopKind, Scalar, dtype_of
 from graphc.loops.nest import Group, vectors, walk
-from graphc.loops.pack import Element
+from graphc.loops.pack import Element, by_length
 from graphc.loops.point import Point
 from graphc.loops.roles import Roles
 from graphc.loops.schedule import ContractSchedule
@@ -106,13 +106,21 @@ class Multiplier:
             return
         point = self.point
 
-        def element(column: Index, _: Index) -> None:
+        def load(column: Index, _: Index) -> None:
             with self.at(tile.row, tile.col + column):
-                vector = factors.panel(tile.col, tile.width)
-            with point.loop("i", tile.height, LoopKind.UNROLLED) as row, self.at(tile.row + row, tile.col + column):
-                slot = row * tile.slots + column
-                left = factors.left(tile.col, tile.width)
-                point.store(acc, slot, self.multiply_add(left, vector, point.load(acc, slot)), self.location)
+                point.store(row_of_panel, column, factors.panel(tile.col, tile.width, piece))
+
+        def multiply(row: Index, column: Index) -> None:
+            with self.at(tile.row + row, tile.col + column):
+                left, slot = factors.left(tile.col, tile.width, piece), row * tile.slots + column
+                sums = self.multiply_add(left, point.load(row_of_panel, column), point.load(acc, slot))
+                point.store(acc, slot, sums, self.location)
+
+        def element() -> None:
+            """Row by row: then the vectors of the panel and one broadcast element stay in registers, not all rows'."""
+            self.vectors(tile, load)
+            with point.loop("i", tile.height, LoopKind.UNROLLED) as row:
+                self.vectors(tile, lambda column, _: multiply(row, column))
 
         def inner(groups: Sequence[Group], start: Index, length: int) -> None:
             first, *others = groups
@@ -121,12 +129,13 @@ class Multiplier:
                 point.where(first.at(start + k, self.roles.variables)),
                 walk(point, others, self.roles.variables),
             ):
-                self.vectors(tile, element)
+                element()
 
+        row_of_panel = point.local("row", acc.dtype, tile.slots)
         if self.roles.depth:
             self._pieces(factors.pieces, piece, inner)
         else:
-            self.vectors(tile, element)
+            element()
 
     def multiply_add(self, a: Expr, b: Expr, c: Expr) -> Expr:
         """a * b + c, rounded once where the type and the schedule have it so."""
@@ -137,13 +146,12 @@ class Multiplier:
 
     def _pieces(self, count: int, piece: Index, body: Callable[[Sequence[Group], Index, int], None]) -> None:
         """`body(groups, start, length)` for a piece of the depth: of its longest group, which then comes first."""
-        longest = max(self.roles.depth, key=lambda group: group.extent)
-        groups = [longest, *(group for group in self.roles.depth if group is not longest)]
+        longest, others = by_length(self.roles.depth)
         length, rest = divmod(longest.extent, count)
-        body(groups, piece * length, length)
+        body([longest, *others], piece * length, length)
         if rest:
             with self.point.when((Condition(piece - (count - 1), equal=True),)):
-                body(groups, Index(count * length), rest)
+                body([longest, *others], Index(count * length), rest)
 
     # Dot products --------------------------------------------------------------------------------------------
 
@@ -161,7 +169,7 @@ class Multiplier:
 
         def multiply(slot: Index, row: Index, column: Index) -> None:
             place = (row * tile.width + column) * flight + slot
-            left, right = factors.left(tile.col, tile.width), factors.panel(tile.col, tile.width)
+            left, right = (factor(tile.col, tile.width, piece) for factor in (factors.left, factors.panel))
             point.store(sums, place, self.multiply_add(left, right, point.load(sums, place)), self.location)
 
         def inner(groups: Sequence[Group], start: Index, length: int) -> None:

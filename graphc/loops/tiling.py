@@ -6,32 +6,49 @@ the registers runs within 5 % of the peak, with its panel in place or packed. So
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 from graphc.ir.graph import Graph
-from graphc.loops.roles import NO_AXIS, Axes, Roles, assign, axes_of, candidates
-from graphc.loops.schedule import ContractSchedule, share
+from graphc.loops.pack import by_length
+from graphc.loops.roles import NO_AXIS, Axes, Operand, Roles, assign, axes_of, candidates
+from graphc.loops.schedule import PACK_EACH, PACK_FIRST, PACK_NEVER, ContractSchedule, share
 from graphc.loops.target import Target
 from graphc.passes.forms import Contract
 
 PAGE, ASSOCIATIVE = 4096, 8  # bytes; lines that are so far apart share one set of so many ways in the cache
 LATENCY = 4  # of an fma, in cycles
 TILE_COST = 8  # cycles to set up a tile, for each of its vectors
-VARIANT_COST = 0.03  # of the time, for each further shape of tile: each is compiled
+VARIANT_COST = 0.01  # of the time, for each further shape of tile: each is compiled
 MOST_ROWS = {1: 16, 2: 8, 3: 8}  # by vectors side by side; with more rows their addresses no longer fit the registers
 MOST_VECTORS = 16
+MOST_SHARED = 4  # of a strip that many tiles read again: it should stay in the cache
+PAGES = 32  # that the processor can address at once
+PAGE_WALK = 8  # cycles to come to another page
+FROM_MEMORY = 4  # times as long where that page is in no cache
+FAR_VECTOR = 0.3  # cycles that a vector of the panel adds when the panel does not stay in the first-level cache
+FROM_L2 = 2.5  # cycles for a vector that is not in the first-level cache
 COPY, COPY_ACROSS, GATHER, SCATTER = 0.3, 1.2, 3.0, 4.0  # cycles for an element
+DOT_COST = 1.15  # cycles for a vector of products: two loads for less than two
+ROW_COST = 6  # cycles to put down a row of dot products
 FOLD = 3  # cycles for the lanes of one dot product
+MOST_DOTS = 20  # side by side
 DEEPEST = 2048  # terms of a sum that are added without a break
 PIECE = 512  # terms between breaks
+FEWEST_ROWS = 48  # that make copying a panel worth while
+BLOCKS = 16  # that pack what they read: large ones
+MOST_PARTS = 8  # of a deep sum, added up side by side
 SLABS = 16 * 1024 * 1024  # bytes of partial sums
+CANDIDATES = 8  # tiles for each axis whose memory traffic is looked at
+
+Cost = tuple[float, int, int, int]
 
 
 def choose(body: Graph, form: Contract, target: Target) -> ContractSchedule:
     """The schedule for a body of this form."""
     axes = axes_of(body, form)
-    found = [_Choice.of(axes, axis, form, target) for axis in candidates(axes)]
+    found = [choice for axis in candidates(axes) for choice in _Choice.of(axes, axis, form, target)]
     return min(found, key=lambda choice: choice.cost).schedule
 
 
@@ -41,31 +58,31 @@ class _Choice:
     schedule: ContractSchedule
 
     @staticmethod
-    def of(axes: Axes, axis: int, form: Contract, target: Target) -> _Choice:
+    def of(axes: Axes, axis: int, form: Contract, target: Target) -> Iterator[_Choice]:
+        """The most promising tiles for vectors along an axis."""
         roles = assign(axes, axis)
         itemsize = form.contraction.output.dtype.itemsize
         along = roles.depth[-1].extent if roles.dots else roles.width
         lanes = min(target.lanes(itemsize), 1 << (along - 1).bit_length()) if axis != NO_AXIS else 1
-        cost, vectors, rows, unroll = (_dot_tile if roles.dots else _tile)(roles, lanes, itemsize, target)
-        work = roles.copies * roles.height * roles.width * roles.deep
-        parts, steps = _pieces(roles, itemsize)
-        piece = roles.deep // (parts * steps)
-        pack = not roles.dots and _worth_packing(roles, rows, piece * itemsize, itemsize, target)
-        tall = max(1, target.l2 // 4 // (itemsize * piece * rows))
-        schedule = ContractSchedule(
-            axis=axis,
-            lanes=lanes,
-            vectors=vectors,
-            rows=rows,
-            unroll=unroll,
-            blocks=share(work // lanes),
-            strip=max(1, min(tall, roles.height // rows)),
-            parts=parts,
-            steps=steps,
-            pack=int(pack),
-            fma=int(target.fma),
-        )
-        return _Choice(cost * roles.copies + _traffic(axes, roles, pack), schedule)
+        work = roles.copies * roles.height * roles.width * roles.deep // lanes
+        for cost, vectors, rows, unroll in (_dot_tiles if roles.dots else _tiles)(roles, lanes, itemsize, target):
+            pack = PACK_NEVER if roles.dots else _packing(roles, rows, itemsize, target)
+            broad = vectors * (1 if roles.dots else lanes)
+            parts, steps = _pieces(roles, pack, itemsize)
+            schedule = ContractSchedule(
+                axis=axis,
+                lanes=lanes,
+                vectors=vectors,
+                rows=rows,
+                unroll=unroll,
+                blocks=min(share(work), BLOCKS) if pack == PACK_EACH else share(work),
+                strip=_tall(roles, rows, roles.deep // (parts * steps) * itemsize, target),
+                parts=parts,
+                steps=steps,
+                pack=pack,
+                fma=int(target.fma),
+            )
+            yield _Choice(cost * roles.copies + _traffic(axes, roles, pack, broad, itemsize), schedule)
 
 
 def _aliased(stride: int) -> bool:
@@ -73,63 +90,99 @@ def _aliased(stride: int) -> bool:
     return stride != 0 and stride % PAGE == 0
 
 
-def _tile(roles: Roles, lanes: int, itemsize: int, target: Target) -> tuple[float, int, int, int]:
-    """(cycles for one point of the batch, vectors, rows, 1) of the best tile."""
+def _tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[Cost]:
+    """(cycles for one point of the batch, vectors, rows, 1) of the best tiles."""
     room = target.registers * 3 // 4
+    walk = _page_walks(roles, roles.left, itemsize)
+    widest = MOST_SHARED if roles.height >= FEWEST_ROWS and roles.deep > PIECE // 4 else MOST_VECTORS
     found = []
-    for vectors in range(1, min(MOST_VECTORS, room, -(-roles.width // lanes)) + 1):
+    for vectors in range(1, min(widest, room, -(-roles.width // lanes)) + 1):
         most = min(roles.height, room // vectors, MOST_ROWS.get(vectors, 8))
         if _aliased(roles.left.stride(roles.rows) * itemsize):
             most = min(most, ASSOCIATIVE)
         for rows in range(1, most + 1):
-            found.append((_strips(roles, lanes, vectors, rows), vectors, rows, 1))
-    return min(found)
+            far = min(roles.deep, PIECE) * vectors * lanes * itemsize > target.l1 // 2
+            found.append((_strips(roles, lanes, vectors, rows, walk, far), vectors, rows, 1))
+    return sorted(found)[:CANDIDATES]
 
 
-def _strips(roles: Roles, lanes: int, vectors: int, rows: int) -> float:
+def _page_walks(roles: Roles, operand: Operand, itemsize: int) -> float:
+    """Cycles for each term of a sum because the operand's element stands on another page than the one before."""
+    if not roles.depth:
+        return 0.0
+    longest, others = by_length(roles.depth)
+    inner = others[-1] if others else longest
+    pitch = abs(operand.stride(inner)) * itemsize
+    if min(inner.extent, PIECE) * pitch <= PAGES * PAGE:
+        return 0.0
+    return PAGE_WALK * min(1.0, pitch / PAGE) * (1.5 if _aliased(pitch) else 1.0)
+
+
+def _strips(roles: Roles, lanes: int, vectors: int, rows: int, walk: float, far: bool) -> float:
     """Cycles of all tiles of that shape and of the smaller ones at the edges."""
     down, across = divmod(roles.height, rows), divmod(-(-roles.width // lanes), vectors)
     heights = [(down[0], rows), (int(down[1] > 0), down[1])]
     widths = [(across[0], vectors), (int(across[1] > 0), across[1])]
     shapes = [(a * b, height, width) for a, height in heights for b, width in widths if a * b]
-    total = sum(count * _cycles(roles.deep, height, width) for count, height, width in shapes)
+    total = sum(count * _cycles(roles.deep, height, width, walk, FAR_VECTOR * far) for count, height, width in shapes)
     return total * (1 + VARIANT_COST * (len(shapes) - 1))
 
 
-def _cycles(deep: int, rows: int, vectors: int) -> float:
+def _cycles(deep: int, rows: int, vectors: int, walk: float, far: float) -> float:
     loads = vectors + rows / 2
-    return deep * (max(rows * vectors, loads, LATENCY) + 0.3 + 0.03 * loads) + TILE_COST * rows * vectors
+    walk += far * vectors
+    return deep * (max(rows * vectors, loads, LATENCY) + 0.3 + 0.03 * loads + walk) + TILE_COST * rows * vectors
 
 
-def _dot_tile(roles: Roles, lanes: int, itemsize: int, target: Target) -> tuple[float, int, int, int]:
-    """(cycles for one point of the batch, columns, rows, accumulators of each)."""
-    room = 2 * LATENCY
+def _dot_tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[Cost]:
+    """(cycles for one point of the batch, columns, rows, accumulators of each) of the best tiles."""
     steps = prod(group.extent for group in roles.depth[:-1]) * -(-roles.depth[-1].extent // lanes)
+    far = FROM_L2 if roles.height * roles.deep * itemsize > target.l1 else 1.0
     found = []
     for rows in range(1, min(roles.height, 4) + 1):
-        for cols in range(1, min(roles.width, room // rows, 8) + 1):
+        for cols in range(1, min(roles.width, MOST_DOTS // rows, 10) + 1):
             tiles = -(-roles.height // rows) * -(-roles.width // cols)
             uneven = bool(roles.height % rows) + bool(roles.width % cols)
-            step = max(rows * cols, rows + cols)
-            cycles = tiles * (steps * step + FOLD * rows * cols + TILE_COST) * (1 + VARIANT_COST * uneven)
+            near = 1.0 if cols * roles.deep * itemsize <= target.l1 // 2 else FROM_L2
+            step = max(DOT_COST * rows * cols, rows * far + cols * near, LATENCY / max(1, steps))
+            cycles = tiles * (steps * step + FOLD * rows * cols + ROW_COST * rows) * (1 + VARIANT_COST * uneven)
             found.append((cycles, cols, rows, max(1, min(2 * LATENCY // (rows * cols), steps))))
-    return min(found)
+    return sorted(found)[:CANDIDATES]
 
 
-def _worth_packing(roles: Roles, rows: int, column: int, itemsize: int, target: Target) -> bool:
-    """Whether to copy the panel: when it is not dense along the columns and read by several tiles of rows, or so large
-    or so aligned that its lines compete for their place in the cache. A column of a piece has `column` bytes."""
+def _packing(roles: Roles, rows: int, itemsize: int, target: Target) -> int:
+    """Whether and when to copy the panel.
+
+    Not where it is dense along the columns and small, or read by too few tiles of rows. Where each term of a deep sum
+    stands on another page of memory, strip by strip, which needs little room. Otherwise beforehand: when it is not
+    dense, or so large or so aligned that its lines compete for their place in the cache.
+    """
     if roles.cols is None or roles.panel is roles.left:
-        return False
+        return PACK_NEVER
     stride = roles.panel.stride(roles.cols)
+    pitch = max((abs(roles.panel.stride(group)) for group in roles.depth), default=0) * itemsize
+    if stride == 1 and roles.deep * pitch > target.l2 // 2 and roles.height >= FEWEST_ROWS and _is_own(roles):
+        return PACK_EACH
     if stride != 1:
-        return roles.height > rows or roles.height >= 4
+        return PACK_FIRST if roles.height > rows or roles.height >= 4 else PACK_NEVER
     if any(_aliased(roles.panel.stride(group) * itemsize) for group in roles.depth):
-        return roles.height >= 64 and roles.deep > 64
-    return column * roles.width > target.l2 and roles.height >= 192
+        return PACK_FIRST if roles.height >= 64 and roles.deep > 64 else PACK_NEVER
+    return PACK_FIRST if itemsize * roles.deep * roles.width > target.l2 and roles.height >= 192 else PACK_NEVER
 
 
-def _traffic(axes: Axes, roles: Roles, pack: bool) -> float:
+def _is_own(roles: Roles) -> bool:
+    """Whether every point of the batch has a panel of its own."""
+    return len(roles.within(roles.batch, roles.panel)) == len(roles.batch)
+
+
+def _tall(roles: Roles, rows: int, piece: int, target: Target) -> int:
+    """Tiles of rows that pass over a strip before the next: as many as the cache holds, in equal parts."""
+    tiles = roles.height // rows
+    chunks = -(-tiles * rows * piece // target.l2) or 1
+    return max(1, -(-tiles // chunks))
+
+
+def _traffic(axes: Axes, roles: Roles, pack: int, broad: int, itemsize: int) -> float:
     """Cycles for elements that are copied, gathered or scattered."""
     points = roles.copies * roles.height * roles.width
     cols = roles.cols
@@ -141,19 +194,23 @@ def _traffic(axes: Axes, roles: Roles, pack: bool) -> float:
     dense = roles.panel.stride(cols) == 1
     across = bool(roles.depth) and roles.panel.stride(roles.depth[-1]) == 1
     if pack:
-        return cost + held * (COPY if dense else COPY_ACROSS if across else GATHER)
+        copy = COPY + FROM_MEMORY * _page_walks(roles, roles.panel, itemsize) / broad
+        return cost + held * (copy if dense else COPY_ACROSS if across else GATHER)
     both = roles.left.stride(cols) not in (0, 1)
     tiles = roles.copies * roles.deep * roles.width
     return cost + GATHER * (tiles * (not dense) + points * roles.deep * both)
 
 
-def _pieces(roles: Roles, itemsize: int) -> tuple[int, int]:
+def _pieces(roles: Roles, pack: int, itemsize: int) -> tuple[int, int]:
     """(parts, steps): how a deep sum is cut."""
     longest = max((group.extent for group in roles.depth), default=1)
+    if pack == PACK_EACH:
+        parts = max(1, min(MOST_PARTS, roles.deep // PIECE, longest))
+        return parts, max(1, min(round(roles.deep / parts / PIECE), longest // parts))
     if roles.deep <= DEEPEST or (roles.dots and roles.deep <= 16 * DEEPEST):
         return 1, 1
     elements = roles.copies * roles.height * roles.width
-    parts = max(1, min(8, roles.deep // DEEPEST, SLABS // (itemsize * elements), longest))
+    parts = max(1, min(MOST_PARTS, roles.deep // DEEPEST, SLABS // (itemsize * elements), longest))
     piece = PIECE * (16 if roles.dots else 1)
     steps = max(1, min(round(roles.deep / parts / piece), longest // parts))
     return parts, steps

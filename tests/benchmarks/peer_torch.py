@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ HEADS, LR = 4, 0.01
 
 def mlp(*sizes: int) -> nn.Module:
     layers: list[nn.Module] = []
-    for n, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for n, (a, b) in enumerate(itertools.pairwise(sizes)):
         layers += [nn.ReLU()] * (n > 0) + [nn.Linear(a, b)]
     return nn.Sequential(*layers)
 

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/run.py [WORKLOAD ...] [--threads 2] [--seconds 4] [--python NAME=PATH] [--out FILE]
 
-Each contender works in a process of its own, one at a time, in turns; those that are not installed are left out. All get
-the same arrays and parameters, and their losses must agree with graphc's. `--python tensorflow=/path/to/python` names the
-interpreter of a peer that lives in an environment of its own. `--out bench` writes bench.json and bench.png.
+Each contender works in a process of its own, one at a time, in turns; those that are not installed are left out. All
+get the same arrays and parameters, and their losses must agree with graphc's. `--python tensorflow=path/to/python`
+names the interpreter of a peer that lives in an environment of its own. `--out bench` writes bench.json and bench.png.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ def draw(lines: list[dict[str, Any]], file: Path) -> None:
     width = 0.8 / len(names)
     for number, name in enumerate(names):
         places = [n + number * width for n, line in enumerate(lines) if name in line["all"]]
-        heights = [line["all"][name]["seconds"] / line["all"]["graphc"]["seconds"] for line in lines if name in line["all"]]
+        heights = [
+            line["all"][name]["seconds"] / line["all"]["graphc"]["seconds"] for line in lines if name in line["all"]
+        ]
         axes.bar(places, heights, width, label=name)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_yscale("log")

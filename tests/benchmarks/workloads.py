@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,17 +52,15 @@ def _loss(net: Any, given: Mapping[str, Any]) -> Any:
 
 def mlp(*sizes: int) -> nn.Module:
     layers: list[nn.Module] = []
-    for n, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for n, (a, b) in enumerate(itertools.pairwise(sizes)):
         layers += [nn.ReLU()] * (n > 0) + [nn.Linear(a, b)]
     return nn.Sequential(*layers)
 
 
 def _mlp(name: str, batch: int, *sizes: int) -> Workload:
-    products = [2.0 * batch * a * b for a, b in zip(sizes, sizes[1:], strict=False)]
+    products = [2.0 * batch * a * b for a, b in itertools.pairwise(sizes)]
     flops = 3 * sum(products) - products[0]  # nothing needs the gradient of the input
-    return Workload(
-        name, "train", lambda: _classified((batch, sizes[0]), sizes[-1]), lambda: mlp(*sizes), _loss, flops
-    )
+    return Workload(name, "train", lambda: _classified((batch, sizes[0]), sizes[-1]), lambda: mlp(*sizes), _loss, flops)
 
 
 def cnn() -> nn.Module:
