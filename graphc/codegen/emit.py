@@ -359,6 +359,9 @@ class _Emitter:
         if mask.empty:
             return _Value(constant(load.otherwise, dtype), dtype)
         place = self.memory.place(load.buffer, load.index, safe=mask.full)
+        if isinstance(place, Run):
+            flag, mask = numbers.holds(load.conditions), numbers.masked(self.mask, load.conditions, shared=False)
+            place = self.memory.instead(dtype, place, flag, load.otherwise)
         if not isinstance(place, Element):
             return _Value(self.memory.vector(load.buffer, place, mask, load.otherwise), dtype, numbers.lanes)
         if not numbers.vary(load.conditions):
