@@ -30,6 +30,7 @@ from graphc.runtime.team import available
 
 PASSES = (
     "simplify",  # first: what it rewrites (log of softmax, broadcasts) would hide behind folded constants and kernels
+    "split_phases",  # after simplify has made convolutions of their gradients, and of slices of them
     "layout",  # after simplify has made convolutions of their gradients, before windows are gone
     "unroll",  # of what simplify would gather again
     "fold",  # simplify leaves constants side by side
