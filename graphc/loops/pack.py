@@ -84,14 +84,14 @@ def block_panels(
     A block has `strips` full strips; the last one also what is left over. Given its number and its first column, and
     read row by row, however short a strip's rows are.
     """
-    cols, (longest, others) = roles.cols, by_length(roles.depth)
+    cols, (cut, *others) = roles.cols, nesting(roles.depth, pieces)
     assert cols is not None
-    length, rest = divmod(longest.extent, pieces)
+    length, rest = divmod(cut.extent, pieces)
     pitch = -(-(cols.extent % width) // lanes) * lanes
     deep = (length + rest) * size(others)
     each = deep * (strips * width + pitch)
     buffer = Buffer(point.name("panels"), source.dtype, (blocks * each,), Space.SCRATCH)
-    column, along = Index(0, ((cols.variable, 1),)), Index(0, ((longest.variable, 1),))
+    column, along = Index(0, ((cols.variable, 1),)), Index(0, ((cut.variable, 1),))
 
     def of(block: Index, base: Index) -> tuple[Element, Prepare]:
         def place(first: Index, wide: int, piece: Index) -> Index:
@@ -101,7 +101,7 @@ def block_panels(
         def fill(across: Strips, piece: Index) -> None:
             def copy(start: Index, count: int) -> None:
                 spans = [(group, ZERO, group.extent) for group in others]
-                spans.insert(roles.depth.index(longest), (longest, start, count))
+                spans.insert(roles.depth.index(cut), (cut, start, count))
                 with point.section(), _walk(point, spans, roles.variables):
                     across(strip)
 
@@ -118,10 +118,10 @@ def block_panels(
     return buffer, of
 
 
-def by_length(groups: Sequence[Group]) -> tuple[Group, list[Group]]:
-    """The longest group, and the others in order."""
-    longest = max(groups, key=lambda group: group.extent)
-    return longest, [group for group in groups if group is not longest]
+def nesting(depth: Sequence[Group], pieces: int) -> list[Group]:
+    """The loops over the depth, the outermost first: with several pieces the longest, which is what is cut."""
+    longest = max(depth, key=lambda group: group.extent)
+    return list(depth) if pieces == 1 else [longest, *(group for group in depth if group is not longest)]
 
 
 def row_major(groups: Sequence[Group]) -> Index:

@@ -7,14 +7,14 @@ the one at y = m - A + t, so that
 
     out[m s + r] = sum over t of a[m - A + t] w[t s + B - r]
 
-Every s-th place of the result is a convolution of `a` itself with every s-th tap. All of them are one contraction, which
-has the phase r as one more letter behind its place; a reshape joins the two.
+Every s-th place of the result is a convolution of `a` itself with every s-th tap. All of them are one contraction,
+which has the phase r as one more letter behind its place; a reshape joins the two.
 """
 
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from graphc import ops
@@ -27,8 +27,8 @@ from graphc.passes.manager import graph_pass
 def split_phases(graph: Graph) -> Graph:
     """Replace convolutions of images with gaps by convolutions of the images.
 
-    Before: `%1 = pad %0 interior=[1]`, `%2 = windows %1 size=[3]`, `%3 = contract %2, %w spec="xi,ci->cx"`. After: windows
-    of 2 of `%0`, a contraction `xi,crix->..` with the phase as one more letter, and a reshape.
+    Before: `%1 = pad %0 interior=[1]`, `%2 = windows %1 size=[3]`, `%3 = contract %2, %w spec="oxi,oic->xc"`. After:
+    windows of 2 of `%0`, `contract .. spec="oxi,oiac->xac"`, where a is the phase, and a reshape.
     """
 
     def split(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
@@ -143,7 +143,7 @@ def _windows(windows: Value, axes: Sequence[Axis]) -> Value:
 
 
 def _filters(b: Value, spec: str, axes: Sequence[Axis]) -> Value:
-    """Filters [.., taps of a phase, phases, ..]: taps stand before what only the filters have, which stays innermost."""
+    """Filters [.., taps of a phase, phases, ..]: taps stand before the last letter, which stays innermost."""
     by_tap = {axis.tap: axis for axis in axes}
     low = [by_tap[c].front if c in by_tap else 0 for c in spec]
     high = [a.taps * a.stride - a.size - a.front if (a := by_tap.get(c)) else 0 for c in spec]
