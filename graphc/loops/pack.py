@@ -12,6 +12,7 @@ from math import prod
 
 from graphc.ir.graph import Value
 from graphc.ir.index import ZERO, Condition, Index, Var, flatten, unflatten
+from graphc.ir.types import DType
 from graphc.loops.ir import Buffer, Expr, LoopKind, Space
 from graphc.loops.maps import fill_space
 from graphc.loops.nest import Group, size, spread, vectors
@@ -19,7 +20,7 @@ from graphc.loops.point import Point, location
 from graphc.loops.roles import Operand, Roles
 from graphc.loops.schedule import ContractSchedule, MapSchedule
 
-LINE = 16  # elements along the depth that are copied together where the depth is dense: one line of memory
+LINE = 16  # elements along the depth that are copied together where the depth is dense and no square fits
 
 Element = Callable[[Index, int, Index], Expr]  # of the current point, in a strip (its first column, width), in a piece
 Strips = Callable[[Callable[[Index, int], None]], None]  # calls its argument for each strip of a block
@@ -143,16 +144,19 @@ def _copy(
     operand, cols = roles.panel, roles.cols
     assert cols is not None
 
-    def copy(position: Index) -> None:
+    def load(position: Index) -> Expr:
         with point.where(cols.at(first + position, roles.variables)):
-            buffer, place = target()
-            point.store(buffer, place, point.load(source, operand.place), location(operand.value))
+            return point.load(source, operand.place)
+
+    def store(position: Index, element: Expr) -> None:
+        with point.where(cols.at(first + position, roles.variables)):
+            point.store(*target(), element, location(operand.value))
 
     if operand.stride(cols) != 1 and spans and operand.stride(spans[-1][0]) == 1:
-        _transposed(point, spans, roles.variables, wide, copy)
+        _transposed(point, spans, roles.variables, wide, lanes, source.dtype, load, store)
     else:
         with _walk(point, spans, roles.variables):
-            vectors(point, wide, lanes, max(1, wide // lanes), lambda position, _: copy(position))
+            vectors(point, wide, lanes, max(1, wide // lanes), lambda position, _: store(position, load(position)))
 
 
 @contextmanager
@@ -165,22 +169,52 @@ def _walk(point: Point, spans: Sequence[Span], variables: dict[int, Var]) -> Ite
 
 
 def _transposed(
-    point: Point, spans: Sequence[Span], variables: dict[int, Var], wide: int, copy: Callable[[Index], None]
+    point: Point,
+    spans: Sequence[Span],
+    variables: dict[int, Var],
+    wide: int,
+    side: int,
+    dtype: DType,
+    load: Callable[[Index], Expr],
+    store: Callable[[Index, Expr], None],
 ) -> None:
-    """Line by line of the source, so that each is read once however few of them the cache can hold at a time."""
-    *outer, (inner, start, extent) = spans
-    lines, rest = divmod(extent, LINE)
+    """Squares of `side` columns and places along the depth, in vectors; what is left over line by line.
 
-    def line(first: Index, length: int) -> None:
+    Either way each line of the source is read once, however few of them the cache can hold at a time.
+    """
+    *outer, (inner, start, extent) = spans
+    squares = wide // side if side > 1 else 0
+    tall = side if squares else LINE
+
+    def square(column: Index, k: Index) -> None:
+        elements = point.local("square", dtype, side, side)
         with (
-            point.loop("j", wide) as column,
-            point.loop("u", length, LoopKind.UNROLLED) as k,
-            point.where(inner.at(start + first + k, variables)),
+            point.loop("v", side, LoopKind.VECTOR, side) as lane,
+            point.loop("u", side, LoopKind.UNROLLED) as row,
+            point.where(inner.at(start + k + lane, variables)),
         ):
-            copy(column)
+            point.store(elements, row * side + lane, load(column + row))
+        point.transpose(elements)
+        with (
+            point.loop("v", side, LoopKind.VECTOR, side) as lane,
+            point.loop("u", side, LoopKind.UNROLLED) as row,
+            point.where(inner.at(start + k + row, variables)),
+        ):
+            store(column + lane, point.load(elements, row * side + lane))
+
+    def line(columns: int, before: int, k: Index, length: int) -> None:
+        with (
+            point.loop("j", columns) as column,
+            point.loop("u", length, LoopKind.UNROLLED) as number,
+            point.where(inner.at(start + k + number, variables)),
+        ):
+            store(column + before, load(column + before))
 
     with _walk(point, outer, variables):
-        with point.loop("k", lines) as number:
-            line(number * LINE, LINE)
-        if rest:
-            line(Index(lines * LINE), rest)
+        with point.loop("j", squares) as column, point.loop("k", extent // tall) as number:
+            square(column * side, number * tall)
+        if wide > squares * side:
+            with point.loop("k", extent // tall) as number:
+                line(wide - squares * side, squares * side, number * tall, tall)
+        if extent % tall:
+            line(wide, 0, Index(extent // tall * tall), extent % tall)
