@@ -74,21 +74,17 @@ def require_equal_kernels(executable: Executable, feeds: Sequence[Array]) -> Non
     `feeds` are arrays for inputs then state. Raises MismatchError naming the first kernel that differs and its line.
     """
 
-    def observe(node: Node, results: tuple[Array, ...]) -> None:
-        for value, result in zip(node.outputs, results, strict=True):
-            known[value] = result
+    def observe(node: Node, operands: list[Array], results: tuple[Array, ...]) -> None:
         if node not in executable.kernels or not results:
             return
-        found = call(executable, executable.kernels[node], [known[v] for v in node.inputs], results)
+        found = call(executable, executable.kernels[node], operands, results)
         for number, (array, wanted) in enumerate(zip(found, results, strict=True)):
             try:
                 require_close(array, wanted, node.attrs["body"], f"output {number} of kernel {node.attrs['name']}")
             except MismatchError as error:
                 raise MismatchError(error.message, node.location) from None
 
-    graph = executable.plan.graph
-    known: dict[Any, Array] = dict(zip((*graph.inputs, *graph.state), feeds, strict=True))
-    reference.run(graph, feeds, observe)
+    reference.run(executable.plan.graph, feeds, observe)
 
 
 def call(executable: Executable, function: Function, operands: Sequence[Array], like: Sequence[Array]) -> list[Array]:

@@ -1,0 +1,108 @@
+"""Sums over all steps of a loop, taken outside of it as far as they can be.
+
+    sum over t of contract(a[t], b[t])      contract over the stacks of a and b, with t as one more summed letter
+    sum over t of contract(a[t], b)         contract(sum over t of a[t], b)
+    sum over t of sum(a[t])                 the sum of the stack of a
+    sum over t of f(a[t]), f linear         f(sum over t of a[t]): add, sub, neg, and movements
+
+So a weight's cotangent is one large product, not many small ones. What is none of these is added up in a carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from string import ascii_letters
+
+from graphc import ops
+from graphc.ir import source
+from graphc.ir.dim import Dim
+from graphc.ir.graph import Node, Value, apply, substitute, topological
+from graphc.ir.op import Contraction, Elementwise, Movement, Reduction
+from graphc.ops.contraction import letters
+from graphc.ops.control import stacked
+
+
+class Sums:
+    """Builds sums on stand-ins, and remembers what must be stacked or added up in the loop for them.
+
+    stacks, sums   for values of the step, what stands outside for the stack of it, or for its sum
+    """
+
+    def __init__(
+        self, length: Dim, varying: Collection[Value], known: Mapping[Value, Value], constants: Mapping[Value, Value]
+    ) -> None:
+        """`varying`: what changes from step to step; `known`: slices and the stacks that they are of."""
+        self.length, self.varying, self.known, self.constants = length, varying, known, constants
+        self.stacks: dict[Value, Value] = {}
+        self.sums: dict[Value, Value] = {}
+
+    def of(self, value: Value) -> Value:
+        """The sum of a value of the step over all steps."""
+        through, leaves = self._cut(value)
+        totals = {leaf: self._leaf(leaf, is_folded) for leaf, is_folded in leaves.items()}
+        for node in topological([value], known=leaves):
+            if through.isdisjoint(node.outputs):
+                continue
+            with source.located(node.location):
+                totals[node.output] = self._sum(node, totals)
+        return totals[value]
+
+    def _cut(self, value: Value) -> tuple[set[Value], dict[Value, bool]]:
+        """What can be computed from sums, and the values whose sums that takes: True for those that are summed again."""
+        through: set[Value] = set()
+        leaves: dict[Value, bool] = {}
+        todo = [(value, False)]
+        while todo:
+            value, is_folded = todo.pop()
+            if value.node is None or not self._is_linear(value.node):
+                leaves[value] = is_folded or leaves.get(value, False)
+            elif value not in through:
+                through.add(value)
+                if not self._is_product(value.node):
+                    is_folded |= isinstance(value.node.op.kind, Reduction)
+                    todo += [(v, is_folded) for v in self._summed(value.node)]
+        return through, leaves
+
+    def _is_linear(self, node: Node) -> bool:
+        match node.op.kind:
+            case Elementwise(linear=linear):
+                return linear
+            case Movement(fill=fill):
+                return fill(node) == 0
+            case Reduction(combine=combine):
+                return combine == "add"
+            case Contraction():
+                return any(value in self.varying for value in node.inputs)
+        return False
+
+    def _is_product(self, node: Node) -> bool:
+        return isinstance(node.op.kind, Contraction) and all(value in self.varying for value in node.inputs)
+
+    def _summed(self, node: Node) -> list[Value]:
+        """The operands whose sums are taken: but for a contraction, in which one is constant, all."""
+        if not isinstance(node.op.kind, Contraction):
+            return list(node.inputs)
+        return [value for value in node.inputs if value in self.varying]
+
+    def _sum(self, node: Node, totals: Mapping[Value, Value]) -> Value:
+        if self._is_product(node):
+            first, second, result = letters(node.attrs["spec"])
+            t = next(letter for letter in ascii_letters if letter not in first + second)
+            return ops.contract(*map(self._stack, node.inputs), spec=f"{t}{first},{t}{second}->{result}")
+        summed = self._summed(node)
+        operands = [totals[value] if value in summed else self._outside(value) for value in node.inputs]
+        return apply(node.op, *operands, **node.attrs)
+
+    def _leaf(self, value: Value, is_folded: bool) -> Value:
+        if is_folded or value in self.known or value in self.stacks:
+            return ops.reduce_sum(self._stack(value), axes=(0,))
+        return self.sums.setdefault(value, Value(value.type))
+
+    def _stack(self, value: Value) -> Value:
+        if value in self.known:
+            return self.known[value]
+        return self.stacks.setdefault(value, Value(stacked(value.type, self.length)))
+
+    def _outside(self, value: Value) -> Value:
+        (found,) = substitute([value], dict(self.constants))
+        return found
