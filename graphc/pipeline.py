@@ -29,11 +29,14 @@ from graphc.runtime.executable import Executable, symbols
 from graphc.runtime.team import available
 
 PASSES = (
+    "merge_scans",  # first: a scan and the one that saves values for its gradient are equal until something is rewritten
     "simplify",  # first: what it rewrites (log of softmax, broadcasts) would hide behind folded constants and kernels
     "layout",  # after simplify has made convolutions of their gradients, before windows are gone
     "unroll",  # of what simplify would gather again
     "fold",  # simplify leaves constants side by side
     "cse",  # folding makes equal constants equal nodes
+    "slim_scans",  # cse has made equal results one value
+    "hoist",  # of what is left in the steps
     "dce",  # what the others left behind must not be fused
     "fuse",  # last: kernels are opaque to all of the above
 )

@@ -16,6 +16,7 @@ from graphc import ops
 from graphc.autodiff.sums import Sums
 from graphc.ir.graph import Graph, Node, Value, substitute, topological
 from graphc.ir.op import Elementwise, Generator, Movement, Scan
+from graphc.ops.control import Parts, depending
 
 Pull = Callable[[Mapping[Value, Value], Sequence[Value]], dict[Value, Value]]
 Shares = list[tuple[Value, Value]]
@@ -27,15 +28,6 @@ def shares(node: Node, cotangents: Mapping[Value, Value], active: set[Value], pu
     wrt = _moving(node.attrs["body"], [inner for outer, inner in pairs if outer in active])
     gradient = _Gradient(node, cotangents, wrt, pull)
     return gradient.shares() if gradient.pulled else []
-
-
-def depending(nodes: Iterable[Node], values: Iterable[Value]) -> set[Value]:
-    """The values on a way from `values`."""
-    found = set(values)
-    for node in nodes:
-        if not found.isdisjoint(node.inputs):
-            found.update(node.outputs)
-    return found
 
 
 def _moving(body: Graph, given: Iterable[Value]) -> list[Value]:
@@ -61,12 +53,12 @@ class _Gradient:
     def __init__(self, node: Node, cotangents: Mapping[Value, Value], wrt: Sequence[Value], pull: Pull) -> None:
         self.node = node
         self.body: Graph = node.attrs["body"]
-        self.length, slices, carries = node.attrs["length"], node.attrs["slices"], len(self.body.state)
+        parts = Parts.of(node)
+        self.length, self.sliced, self.constants = node.attrs["length"], parts.sliced, parts.fixed
         self.outer = dict(zip(Scan.parameters(node), node.inputs, strict=True))
-        self.sliced, self.constants = self.body.inputs[:slices], self.body.inputs[slices:]
-        finals = zip(self.body.state, node.outputs[:carries], strict=True)
+        finals = zip(self.body.state, parts.finals, strict=True)
         self.finals = {state: cotangents[value] for state, value in finals if value in cotangents}
-        results = zip(self.body.outputs, node.outputs[carries:], strict=True)
+        results = zip(self.body.outputs, parts.stacks, strict=True)
         self.given = [(value, Value(value.type), cotangents[y]) for value, y in results if y in cotangents]
         self.carried = {state: Value(state.type) for state in self.body.state if state in wrt}
         self.live, self.pulled = self._pull(wrt, pull)

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 
 from graphc import ops
 from graphc.autodiff import loops
-from graphc.autodiff.loops import depending
 from graphc.errors import GradientError
 from graphc.ir import source
 from graphc.ir.graph import Node, Value, topological
 from graphc.ir.op import Scan
+from graphc.ops.control import depending
 
 
 def grad(output: Value, wrt: Sequence[Value], cotangent: Value | None = None) -> tuple[Value, ...]:

@@ -15,8 +15,7 @@ from graphc.frontend.tensor import Tensor, as_shape, constant, followers
 from graphc.ir import source
 from graphc.ir.dim import Dim
 from graphc.ir.graph import Graph, Node, Value, substitute, topological
-from graphc.ir.op import Generator, Movement
-from graphc.ir.types import TensorType
+from graphc.ops.control import depending, invariants
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -150,23 +149,18 @@ class _Loop:
         return new
 
     def _inside(self, values: Iterable[Value]) -> list[Node]:
-        """The nodes that change from step to step."""
-        changing = {*self.inner, *self.stack_of}
-        found = []
-        for node in topological(values):
-            if not changing.isdisjoint(node.inputs):
-                changing.update(node.outputs)
-                found.append(node)
-        return found
+        """The nodes that vary from step to step."""
+        order = topological(values)
+        varying = depending(order, (*self.inner, *self.stack_of))
+        return [node for node in order if not varying.isdisjoint(node.outputs)]
 
     def _scan(self, following: Sequence[Value], results: Sequence[Value]) -> tuple[Value, ...]:
         values = [*following, *results]
-        changing = {*self.inner, *self.stack_of, *(v for node in self._inside(values) for v in node.outputs)}
-        captured = _captured(values, changing)
-        constants = {value: Value(value.type) for value in captured}
+        varying = depending(topological(values), (*self.inner, *self.stack_of))
+        constants = {value: Value(value.type) for value in invariants(values, varying)}
         used = {value for node in topological(values) for value in node.inputs}.union(values)
         stacks = {inner: stack for inner, stack in self.stack_of.items() if inner in used}
-        found = substitute(values, {**constants, **{value: value for value in changing if value.node is None}})
+        found = substitute(values, dict(constants))
         for letter, parameters in (("c", self.inner), ("x", stacks), ("w", constants.values())):
             for number, value in enumerate(parameters):
                 value.name = f"{letter}{number}"
@@ -177,33 +171,3 @@ class _Loop:
         xs = list(stacks.values())
         return ops.scan(self.carries, xs, constants, length=self.length, body=body, reverse=self.reverse).outputs
 
-
-def _captured(values: Sequence[Value], changing: set[Value]) -> list[Value]:
-    """What a step reads of the values around it, in the order of first use.
-
-    A generator, and a movement of one operand, is made again inside: it costs nothing there, and may take much memory
-    outside.
-    """
-    found: dict[Value, None] = {}
-    seen: set[Value] = set()
-    stack = [*reversed(values)]
-    while stack:
-        value = stack.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        node = value.node
-        if node is not None and (value in changing or _is_free(node)):
-            stack.extend(reversed(node.inputs))
-        elif value not in changing:
-            found[value] = None
-    return list(found)
-
-
-def _is_free(node: Node) -> bool:
-    match node.op.kind:
-        case Generator():
-            return True
-        case Movement():
-            return len(node.inputs) == 1
-    return False

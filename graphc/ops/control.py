@@ -11,12 +11,13 @@ stacked operand and then the constants, its outputs the step's results, which ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 from graphc.errors import ArgumentError, ShapeError
 from graphc.ir.dim import Dim
 from graphc.ir.graph import Graph, Node, Value, make_node
-from graphc.ir.op import Op, Scan, register
+from graphc.ir.op import Generator, Movement, Op, Scan, register
 from graphc.ir.types import TensorType
 from graphc.ops.define import require_extents
 
@@ -65,3 +66,72 @@ def scan(
     """A node that runs `body` for each slice of `xs`; its outputs are the final carries, then the stacked results."""
     attrs = {"length": length, "slices": len(xs), "reverse": reverse, "body": body}
     return make_node(SCAN, (*init, *xs, *constants), attrs)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Parts:
+    """A scan's operands, by what they are. `sliced` and `fixed` are the inputs of its body."""
+
+    init: tuple[Value, ...]
+    xs: tuple[Value, ...]
+    constants: tuple[Value, ...]
+    sliced: tuple[Value, ...]
+    fixed: tuple[Value, ...]
+    finals: tuple[Value, ...]
+    stacks: tuple[Value, ...]
+
+    @staticmethod
+    def of(node: Node, operands: Sequence[Value] = ()) -> Parts:
+        """The parts of a scan; `operands` in place of its own."""
+        operands = tuple(operands or node.inputs)
+        body, slices = node.attrs["body"], node.attrs["slices"]
+        carries = len(body.state)
+        given = operands[carries:]
+        return Parts(
+            operands[:carries],
+            given[:slices],
+            given[slices:],
+            body.inputs[:slices],
+            body.inputs[slices:],
+            node.outputs[:carries],
+            node.outputs[carries:],
+        )
+
+
+def depending(nodes: Iterable[Node], values: Iterable[Value]) -> set[Value]:
+    """The values on a way from `values`, themselves included."""
+    found = set(values)
+    for node in nodes:
+        if not found.isdisjoint(node.inputs):
+            found.update(node.outputs)
+    return found
+
+
+def invariants(values: Iterable[Value], varying: Collection[Value]) -> list[Value]:
+    """What a step that computes `values` should be given as constants, in the order of first use.
+
+    That is all that does not vary from step to step, but for numbers, positions, and movements of one operand: these
+    cost nothing inside, and may take much memory outside.
+    """
+    found: dict[Value, None] = {}
+    seen: set[Value] = set()
+    stack = list(values)[::-1]
+    while stack:
+        value = stack.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value.node is not None and (value in varying or _is_free(value.node)):
+            stack.extend(reversed(value.node.inputs))
+        elif value not in varying:
+            found[value] = None
+    return list(found)
+
+
+def _is_free(node: Node) -> bool:
+    match node.op.kind:
+        case Generator():
+            return node.op.name != "constant" or node.output.shape == ()
+        case Movement():
+            return len(node.inputs) == 1
+    return False

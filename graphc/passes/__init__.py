@@ -6,7 +6,8 @@ from graphc.passes.fold import fold
 from graphc.passes.fuse import fuse, inline
 from graphc.passes.layout import layout
 from graphc.passes.manager import PASSES
+from graphc.passes.scans import hoist, merge_scans, slim_scans
 from graphc.passes.simplify import simplify
 from graphc.passes.unroll import unroll
 
-__all__ = ["PASSES", "cse", "dce", "fold", "fuse", "inline", "layout", "simplify", "unroll"]
+__all__ = ["PASSES", "cse", "dce", "fold", "fuse", "hoist", "inline", "layout", "merge_scans", "simplify", "slim_scans", "unroll"]

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from graphc.ir.graph import Graph, Literal, Node, Value
 from graphc.ir.index import Index, flatten, var
-from graphc.ir.op import Call, Contraction, Generator, Movement, Reduction
+from graphc.ir.op import Call, Contraction, Generator, Movement, Reduction, Scan
 from graphc.ir.op import Opaque as OpaqueKind
 from graphc.passes.places import Placement, Places, placement_of, pure_placement
 
@@ -80,7 +80,7 @@ def classify(body: Graph) -> Form | None:
     barriers: list[Node] = []
     for node in body.nodes:
         match node.op.kind:
-            case Call():
+            case Call() | Scan():
                 return None
             case Generator() if not is_splat_or_position(node):
                 return None
