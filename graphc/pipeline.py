@@ -8,7 +8,7 @@ Nothing here decides anything; each stage is a value that can be printed (`Compi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 from graphc import settings
@@ -17,7 +17,7 @@ from graphc.codegen.jit import compile, host_target
 from graphc.errors import ArgumentError
 from graphc.ir.binding import bind
 from graphc.ir.graph import Graph, Node
-from graphc.ir.op import Call
+from graphc.ir.op import Call, Scan
 from graphc.ir.signature import signature
 from graphc.loops import text as loop_text
 from graphc.loops.ir import Function
@@ -92,25 +92,36 @@ def build(graph: Graph, sizes: Mapping[str, int], threads: int | None = 1) -> Co
 
 def passes_for(graph: Graph) -> tuple[str, ...]:
     """All passes; none for a graph that is fused already (a dump read back), so that it runs as it is written."""
-    if any(isinstance(node.op.kind, Call) for node in graph.nodes):
-        loose = [n for n in graph.nodes if not isinstance(n.op.kind, Call) and n.op.name not in ("reshape", "constant")]
-        return ("inline", *PASSES) if loose else ()
-    return PASSES
+    if not any(True for _ in _kernels(graph)):
+        return PASSES
+    return () if _is_fused(graph) else ("inline", *PASSES)
+
+
+def _is_fused(graph: Graph) -> bool:
+    loose = [node for node in graph.nodes if node.op.name not in ("kernel", "reshape", "constant")]
+    return all(isinstance(node.op.kind, Scan) and _is_fused(node.attrs["body"]) for node in loose)
 
 
 def lower_kernels(graph: Graph, target: Target) -> dict[Node, Function]:
-    """The loops of every kernel node. Kernels with equal bodies share one function."""
+    """The loops of every kernel node, those in the steps of scans included. Kernels with equal bodies share one function."""
     known: dict[Hashable, Function] = {}
     taken: dict[str, int] = {}
     found: dict[Node, Function] = {}
-    for node in graph.nodes:
-        if not isinstance(node.op.kind, Call):
-            continue
+    for node in _kernels(graph):
         key = signature(node.attrs["body"])
         if key not in known:
             known[key] = lower(node.attrs["body"], _unique(node.attrs["name"], taken), target)
         found[node] = known[key]
     return found
+
+
+def _kernels(graph: Graph) -> Iterator[Node]:
+    for node in graph.nodes:
+        match node.op.kind:
+            case Call():
+                yield node
+            case Scan():
+                yield from _kernels(node.attrs["body"])
 
 
 def _unique(name: str, taken: dict[str, int]) -> str:
