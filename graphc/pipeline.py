@@ -37,6 +37,7 @@ PASSES = (
     "cse",  # folding makes equal constants equal nodes
     "slim_scans",  # cse has made equal results one value
     "hoist",  # of what is left in the steps
+    "block_weights",  # of the products that fuse will meet; hoist has made constants of what they read
     "dce",  # what the others left behind must not be fused
     "fuse",  # last: kernels are opaque to all of the above
 )
@@ -147,4 +148,4 @@ def _report(compilation: Compilation, sizes: str) -> None:
         name = f"{compilation.plan.graph.name}{sizes}"
         for number, stage in enumerate((*compilation.stages, "plan", "loops", "llvm", "assembly")):
             kind = "gc" if stage in compilation.stages else "txt"
-            (directory / f"{name}.{number}.{stage}.{kind}").write_text(compilation.text(stage))
+            (directory / f"{name}.{number:02}.{stage}.{kind}").write_text(compilation.text(stage))

@@ -261,8 +261,8 @@ class _Step:
         table = self.body.emit(f"alloca [{plan.entries + 1} x ptr], align 64")
         for entry, address in frame.fixed():
             self.enter(table, entry, address)
-        for number, address in enumerate(step.constants):
-            self.enter(table, plan.entry(Address(Base.CONSTANT, number)), self.address(address))
+        for number, place in enumerate(step.constants):
+            self.enter(table, plan.entry(Address(Base.CONSTANT, number)), self.address(place))
         if step.scratch is not None:
             self.enter(table, plan.entry(Address(Base.ARENA)), self.address(step.scratch.address))
         if self.timed:

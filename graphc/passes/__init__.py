@@ -1,5 +1,6 @@
 """Graph to graph. Importing this fills `passes.manager.PASSES`."""
 
+from graphc.passes.blocks import block_weights
 from graphc.passes.cse import cse
 from graphc.passes.dce import dce
 from graphc.passes.fold import fold
@@ -10,4 +11,4 @@ from graphc.passes.scans import hoist, merge_scans, slim_scans
 from graphc.passes.simplify import simplify
 from graphc.passes.unroll import unroll
 
-__all__ = ["PASSES", "cse", "dce", "fold", "fuse", "hoist", "inline", "layout", "merge_scans", "simplify", "slim_scans", "unroll"]
+__all__ = ["PASSES", "block_weights", "cse", "dce", "fold", "fuse", "hoist", "inline", "layout", "merge_scans", "simplify", "slim_scans", "unroll"]

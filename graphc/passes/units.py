@@ -118,7 +118,8 @@ def unit_of(node: Node, cheap: Mapping[Node, Cone], number: Mapping[Node, int]) 
         for value in reader.inputs:
             if value.node is None or value.node not in cheap or value in pinned(node):
                 moved = isinstance(reader.op.kind, Movement)
-                reads[value] = reads.get(value, 0) + (size(reader.output) if moved else 0)
+                times = size(value if reader.op.name == "concat" else reader.output)  # a concat reads each element once
+                reads[value] = reads.get(value, 0) + (times if moved else 0)
                 direct.update(() if moved else (value,))
             elif value.node not in seen:
                 seen[value.node] = None
