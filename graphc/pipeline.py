@@ -29,15 +29,15 @@ from graphc.runtime.executable import Executable, symbols
 from graphc.runtime.team import available
 
 PASSES = (
-    "merge_scans",  # first: a scan and the one that saves values for its gradient are equal until something is rewritten
-    "simplify",  # first: what it rewrites (log of softmax, broadcasts) would hide behind folded constants and kernels
+    "merge_scans",  # first: a scan, and the one that saves values for its gradient, are equal until they are rewritten
+    "simplify",  # early: what it rewrites (log of softmax, broadcasts) would hide behind folded constants and kernels
     "layout",  # after simplify has made convolutions of their gradients, before windows are gone
     "unroll",  # of what simplify would gather again
     "fold",  # simplify leaves constants side by side
     "cse",  # folding makes equal constants equal nodes
-    "slim_scans",  # cse has made equal results one value
-    "hoist",  # of what is left in the steps
-    "block_weights",  # of the products that fuse will meet; hoist has made constants of what they read
+    "hoist",  # before block_weights, which looks for what is constant in a loop
+    "block_weights",  # of the products that fuse will meet
+    "slim_scans",  # cse has made equal results one value, and the passes above have left operands that nobody reads
     "dce",  # what the others left behind must not be fused
     "fuse",  # last: kernels are opaque to all of the above
 )
@@ -104,7 +104,7 @@ def _is_fused(graph: Graph) -> bool:
 
 
 def lower_kernels(graph: Graph, target: Target) -> dict[Node, Function]:
-    """The loops of every kernel node, those in the steps of scans included. Kernels with equal bodies share one function."""
+    """The loops of every kernel node, also in the steps of scans. Kernels with equal bodies share one function."""
     known: dict[Hashable, Function] = {}
     taken: dict[str, int] = {}
     found: dict[Node, Function] = {}

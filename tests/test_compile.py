@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import graphc as gx
-from graphc import nn, optim, testing
+from graphc import nn, optim, pipeline, testing
 from graphc.errors import (
     ArgumentError,
     FeedError,
@@ -282,7 +282,8 @@ def test_dumps_hold_every_stage_and_can_be_run(tmp_path: Any, monkeypatch: pytes
     problem, (x, label) = Problem(), batch(4)
     problem.step(x, label)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert "step.batch4.0.graph.gc" in names and "step.batch4.12.assembly.txt" in names
+    stages = ["graph", "bind", *pipeline.PASSES, "plan", "loops", "llvm", "assembly"]
+    assert [name.split(".")[3] for name in names] == stages
 
 
 def test_debug_levels_print_more_and_more(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

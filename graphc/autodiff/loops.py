@@ -42,7 +42,7 @@ def _moving(body: Graph, given: Iterable[Value]) -> list[Value]:
 
 
 class _Gradient:
-    """The backward scan of one node. Its step is found as graph on the values of the forward step, and only then closed.
+    """The backward scan of one node. Its step is found as graph on values of the forward step, and only then closed.
 
     given    results that have a cotangent: (value of the step, its cotangent there, the stack of cotangents)
     carried  carries, and their cotangents in the backward step

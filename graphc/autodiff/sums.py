@@ -48,7 +48,7 @@ class Sums:
         return totals[value]
 
     def _cut(self, value: Value) -> tuple[set[Value], dict[Value, bool]]:
-        """What can be computed from sums, and the values whose sums that takes: True for those that are summed again."""
+        """What can be computed from sums, and the values whose sums that takes: True where those are summed again."""
         through: set[Value] = set()
         leaves: dict[Value, bool] = {}
         todo = [(value, False)]

@@ -5,8 +5,8 @@
     i64 step(ptr table, ptr team, i64 tid, i64 threads)
                                  called by every thread of a team; they meet after each call
 
-A loop of the plan is a counted loop around a call of a function of its own, which is made like the step, from the plan of
-the loop's step: `i64 loop0(ptr table)`. Each thread fills a table on its own stack; from one round to the next the
+A loop of the plan is a counted loop around a call of a function of its own, `i64 loop0(ptr table)`, which is made like
+the step, from the plan of the loop's step. Each thread fills a table on its own stack; from one round to the next the
 addresses of slices and results move on, and so do those of carries that are read back from results.
 
 Checks come before any state is written (the planner's order), so a step that fails changes no state. Every thread
@@ -219,7 +219,6 @@ class _Step:
         self.body.void(f"br label %{on}")
         self.body.start(on)
         self.meet()
-
 
     # Loops
 

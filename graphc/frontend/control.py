@@ -1,7 +1,7 @@
 """Loops in the graph: `scan`.
 
-The step's function is called once, on placeholders. What it reads of the tensors around it becomes constants of the loop:
-computed outside, before the first step. Movements of such tensors stay inside, where they cost nothing.
+The step's function is called once, on placeholders. What it reads of the tensors around it becomes constants of the
+loop: computed outside, before the first step. Movements of such tensors stay inside, where they cost nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from graphc import ops
-from graphc.errors import ArgumentError, DTypeError, GraphcError, ShapeError
+from graphc.errors import ArgumentError, DTypeError, ShapeError
 from graphc.frontend.tensor import Tensor, as_shape, constant, followers
 from graphc.ir import source
 from graphc.ir.dim import Dim
@@ -170,4 +170,3 @@ class _Loop:
         body = Graph("step", inputs, tuple(self.inner), topological(found), outputs, next)
         xs = list(stacks.values())
         return ops.scan(self.carries, xs, constants, length=self.length, body=body, reverse=self.reverse).outputs
-

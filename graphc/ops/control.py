@@ -50,7 +50,14 @@ def _scan_type(*operands: TensorType, length: Dim, slices: int, reverse: bool, b
 
 
 SCAN = register(
-    Op("scan", Scan(), _scan_type, None, None, "final carries and stacked results of `length` steps of the graph `body`")
+    Op(
+        "scan",
+        Scan(),
+        _scan_type,
+        None,
+        None,
+        "final carries and stacked results of `length` steps of the graph `body`",
+    )
 )
 
 
@@ -63,7 +70,11 @@ def scan(
     body: Graph,
     reverse: bool = False,
 ) -> Node:
-    """A node that runs `body` for each slice of `xs`; its outputs are the final carries, then the stacked results."""
+    """A node that runs `body` for each slice of `xs`; its outputs are the final carries, then the stacked results.
+
+    Raises ShapeError for an operand that is not of the type that the body takes, and ArgumentError for a body that is
+    no step: a carry without a next value, a check.
+    """
     attrs = {"length": length, "slices": len(xs), "reverse": reverse, "body": body}
     return make_node(SCAN, (*init, *xs, *constants), attrs)
 

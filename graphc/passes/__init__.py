@@ -11,4 +11,18 @@ from graphc.passes.scans import hoist, merge_scans, slim_scans
 from graphc.passes.simplify import simplify
 from graphc.passes.unroll import unroll
 
-__all__ = ["PASSES", "block_weights", "cse", "dce", "fold", "fuse", "hoist", "inline", "layout", "merge_scans", "simplify", "slim_scans", "unroll"]
+__all__ = [
+    "PASSES",
+    "block_weights",
+    "cse",
+    "dce",
+    "fold",
+    "fuse",
+    "hoist",
+    "inline",
+    "layout",
+    "merge_scans",
+    "simplify",
+    "slim_scans",
+    "unroll",
+]

@@ -204,9 +204,7 @@ class _Slim:
             return first
         start, stop = (1, self.length) if self.node.attrs["reverse"] else (0, self.length - 1)
         rest = (0,) * value.type.rank
-        others = ops.slice(
-            after, start=(start, *rest), stop=(stop, *value.shape), step=(1,) * after.type.rank
-        )
+        others = ops.slice(after, start=(start, *rest), stop=(stop, *value.shape), step=(1,) * after.type.rank)
         return ops.concat(*((others, first) if self.node.attrs["reverse"] else (first, others)), axis=0)
 
 

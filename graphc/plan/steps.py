@@ -106,7 +106,7 @@ Step = Call | Copy | Loop
 
 
 def read_back(body: Graph) -> Mapping[int, int]:
-    """The carries of a step that are results as well, and which: each step reads them where the one before stored them."""
+    """The carries of a step that are results too, and which: a step reads them where the one before stored them."""
     place = {value: number for number, value in reversed(list(enumerate(body.outputs)))}
     return {number: place[value] for number, (_, value) in enumerate(body.next) if value in place}
 

@@ -105,7 +105,9 @@ def _homes(
     home = {value: Address(Base.INPUT, index) for index, value in enumerate(graph.inputs)}
     home |= {value: Address(Base.STATE, index) for index, value in enumerate(graph.state)}
     tables = {node.output: node.attrs["value"] for node in graph.nodes if node.op.name == "constant"}
-    pool = {literal.data: literal for literal in (*inner, *tables.values())}
+    pool: dict[bytes, Literal] = {}
+    for literal in (*tables.values(), *inner):
+        pool.setdefault(literal.data, literal)
     place = {data: Address(Base.CONSTANT, index) for index, data in enumerate(pool)}
     home |= {value: place[literal.data] for value, literal in tables.items()}
     for index, value in enumerate(graph.outputs):

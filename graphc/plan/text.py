@@ -29,7 +29,8 @@ def _summary(plan: Plan) -> list[str]:
     views = sum(slot.view is not None for slot in plan.slots.values())
     ratio = plan.arena_bytes / plan.lower_bound if plan.lower_bound else 1.0
     lines = [
-        f"plan {plan.graph.name}: calls {len(plan.calls)}, {loops}copies {len(plan.copies)}, views {views}, in place {over}",
+        f"plan {plan.graph.name}: calls {len(plan.calls)}, {loops}copies {len(plan.copies)}, views {views}, "
+        f"in place {over}",
         f"arena {plan.arena_bytes} bytes, {ratio:.3f} x the {plan.lower_bound} that are live at once",
     ]
     if plan.constants:

@@ -89,7 +89,9 @@ def _limits(graph: Graph) -> dict[Value, int]:
     found: dict[Value, int] = {}
     for node in graph.nodes:
         inner = _limits(node.attrs["body"]) if "body" in node.attrs else {}
-        parameters = Scan.parameters(node) if isinstance(node.op.kind, Scan) else node.attrs["body"].inputs if inner else ()
+        parameters = (
+            Scan.parameters(node) if isinstance(node.op.kind, Scan) else node.attrs["body"].inputs if inner else ()
+        )
         for value, parameter in zip(node.inputs, parameters, strict=False):
             if parameter in inner:
                 found[value] = min(inner[parameter], found.get(value, inner[parameter]))

@@ -62,27 +62,25 @@ class Profile:
 
 def measure(executable: Executable, inputs: Sequence[Array], state: Sequence[Array], repeat: int) -> Profile:
     """Run the step `repeat` times on copies of the state, and take the median of each call, summed over its rounds."""
-    seconds = iter(np.median(executable.times(inputs, state, repeat), axis=0).tolist())
-    times = {plan: [next(seconds) for _ in plan.steps] for plan in executable.plan.all()}
+    found = iter(executable.times(inputs, state, repeat).T)
+    times = {plan: [next(found) for _ in plan.steps] for plan in executable.plan.all()}
     return Profile(tuple(_rows(executable.plan, times, 1)))
 
 
-def _rows(plan: Plan, times: Mapping[Plan, Sequence[float]], rounds: int) -> Iterator[Row]:
+def _rows(plan: Plan, times: Mapping[Plan, Sequence[Array]], rounds: int) -> Iterator[Row]:
     """The rows of a plan that is run so many times, in order; a loop's own is what is left beside its steps."""
-    for step, elapsed in zip(plan.steps, times[plan], strict=True):
+    for step, seconds in zip(plan.steps, times[plan], strict=True):
         match step:
             case Copy():
-                yield Row("copy", "", elapsed, 0, 2 * step.bytes * rounds)
-            case Call():
-                work = work_of(step.node)
-                yield Row(
-                    step.node.attrs["name"], _line(step.node), elapsed, work.operations * rounds, work.bytes * rounds
-                )
-            case Loop():
-                attrs = step.node.attrs
-                yield Row(f"loop {attrs['body'].name}", _line(step.node), elapsed - sum(times[step.plan]), 0, 0)
-                yield from _rows(step.plan, times, rounds * attrs["length"])
+                yield Row("copy", "", float(np.median(seconds)), 0, 2 * step.bytes * rounds)
+            case Call(node=node):
+                work = work_of(node)
+                yield _row(node.attrs["name"], node, seconds, work.operations * rounds, work.bytes * rounds)
+            case Loop(node=node):
+                yield _row(f"loop {node.attrs['body'].name}", node, seconds - sum(times[step.plan]))
+                yield from _rows(step.plan, times, rounds * node.attrs["length"])
 
 
-def _line(node: Node) -> str:
-    return node.location.short if node.location else ""
+def _row(name: str, node: Node, seconds: Array, operations: int = 0, bytes: int = 0) -> Row:
+    line = node.location.short if node.location else ""
+    return Row(name, line, float(np.median(seconds)), operations, bytes)
