@@ -17,7 +17,7 @@ from graphc import reference
 from graphc.codegen.step import scratch_bytes
 from graphc.errors import MismatchError
 from graphc.ir.graph import Graph, Node
-from graphc.ir.op import Contraction, Opaque, Reduction
+from graphc.ir.op import Contraction, Opaque, Reduction, Scan
 from graphc.ir.types import DType, as_dtype
 from graphc.loops.ir import Function
 from graphc.runtime.executable import Executable
@@ -108,7 +108,7 @@ def call(executable: Executable, function: Function, operands: Sequence[Array], 
 
 
 def _terms(graph: Graph) -> int:
-    """The largest number of terms that one sum in the graph has."""
+    """The largest number of terms that one sum in the graph has; errors of the steps of a scan add up."""
     most = 1
     for node in graph.nodes:
         match node.op.kind:
@@ -120,6 +120,8 @@ def _terms(graph: Graph) -> int:
                 most = max(most, prod(n for letter, n in sizes.items() if letter not in result))
             case Opaque():
                 most = max(most, prod(node.inputs[0].type.extents))
+            case Scan():
+                most = max(most, node.attrs["length"] * _terms(node.attrs["body"]))
             case _ if "body" in node.attrs:
                 most = max(most, _terms(node.attrs["body"]))
     return most

@@ -128,7 +128,8 @@ class _Gradient:
         known = {value: self.outer[value] for value in self.sliced}
         known |= {cotangent: stack for _, cotangent, stack in self.given}
         constants = {value: self.outer[value] for value in self.constants}
-        return Sums(self.length, varying, known, constants)
+        stored = [*self.body.outputs, *self.body.state, *(self.pulled[v] for v in self.sliced if v in self.pulled)]
+        return Sums(self.length, varying, known, stored, constants)
 
     def _needed(self, wanted: Sequence[Value], forward: set[Value]) -> list[Value]:
         """The values of the forward step to save: those from which the wanted ones can be computed again cheaply."""

@@ -5,7 +5,8 @@
     sum over t of sum(a[t])                 the sum of the stack of a
     sum over t of f(a[t]), f linear         f(sum over t of a[t]): add, sub, neg, and movements
 
-So a weight's cotangent is one large product, not many small ones. What is none of these is added up in a carry.
+So a weight's cotangent is one large product, not many small ones. What is none of these is added up in a carry; so is a
+product whose operands would take more memory than its result has: in each step it is large enough by itself.
 """
 
 from __future__ import annotations
@@ -29,10 +30,22 @@ class Sums:
     """
 
     def __init__(
-        self, length: Dim, varying: Collection[Value], known: Mapping[Value, Value], constants: Mapping[Value, Value]
+        self,
+        length: Dim,
+        varying: Collection[Value],
+        known: Mapping[Value, Value],
+        stored: Collection[Value],
+        constants: Mapping[Value, Value],
     ) -> None:
-        """`varying`: what changes from step to step; `known`: slices and the stacks that they are of."""
+        """Sums of values of a step.
+
+        varying    what changes from step to step
+        known      slices, and the stacks that they are of
+        stored     what is stacked whether sums need it or not
+        constants  what the constants of the step are outside
+        """
         self.length, self.varying, self.known, self.constants = length, varying, known, constants
+        self.stored = {*stored, *known}
         self.stacks: dict[Value, Value] = {}
         self.sums: dict[Value, Value] = {}
 
@@ -72,11 +85,19 @@ class Sums:
             case Reduction(combine=combine):
                 return combine == "add"
             case Contraction():
-                return any(value in self.varying for value in node.inputs)
+                return self._pays(node) if self._is_product(node) else any(v in self.varying for v in node.inputs)
         return False
 
     def _is_product(self, node: Node) -> bool:
         return isinstance(node.op.kind, Contraction) and all(value in self.varying for value in node.inputs)
+
+    def _pays(self, node: Node) -> bool:
+        """Whether stacking the operands of a product takes no more memory, in each step, than its result has."""
+        sizes = [value.type.size for value in node.inputs if value not in self.stored]
+        result = node.output.type.size
+        if not isinstance(result, int) or not all(isinstance(size, int) for size in sizes):
+            return True
+        return sum(size for size in sizes if isinstance(size, int)) <= result
 
     def _summed(self, node: Node) -> list[Value]:
         """The operands whose sums are taken: but for a contraction, in which one is constant, all."""

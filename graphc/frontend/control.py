@@ -35,8 +35,8 @@ def scan(f: Step, init: Any, xs: Any = None, length: Any = None, reverse: bool =
     carries, carry_of = _flatten(init, "init")
     stacks, x_of = _flatten(xs, "xs")
     steps = _length(stacks, length)
-    inner = [Value(value.type) for value in carries]
-    slices = [Value(value.type.with_shape(value.shape[1:])) for value in stacks]
+    inner = [Value(value.type, name=f"c{n}") for n, value in enumerate(carries)]
+    slices = [Value(value.type.with_shape(value.shape[1:]), name=f"x{n}") for n, value in enumerate(stacks)]
     found = f(carry_of(inner), x_of(slices))
     if not isinstance(found, tuple | list) or len(found) != 2:
         raise ArgumentError("the step of a scan returns a carry and a result: (carry, y)", source.here())
