@@ -37,6 +37,22 @@ def random_graphs(draw: st.DrawFn, most: int = 14) -> tuple[Graph, list[Array]]:
 
 
 @st.composite
+def random_scans(draw: st.DrawFn) -> tuple[Graph, list[Array]]:
+    """A graph of one or two loops and what feeds them."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = (draw(st.sampled_from((1, 2, 3, 5))), *draw(st.lists(st.sampled_from((1, 2, 3)), min_size=1, max_size=2)))
+    x, y = (Value(TensorType(DType.F32, shape), name=name) for name in "xy")
+    first = Value(TensorType(DType.F32, shape[1:]), name="c")
+    values: list[Value] = [x, y, first]
+    for _ in range(draw(st.integers(1, 2))):
+        stacks = [v for v in values if v.shape[:1] == shape[:1] and v.type.rank > 1]
+        values.append(draw(_scan(draw(st.sampled_from(stacks)), values)))
+        values.append(ops.tanh(ops.add(values[-1], values[-1])))
+    feeds = [random.uniform(-2, 2, v.type.extents).astype(np.float32) for v in (x, y, first)]
+    return build("loops", [x, y, first], [values[-1], values[-2]]), feeds
+
+
+@st.composite
 def _step(draw: st.DrawFn, values: list[Value]) -> Value:
     x = draw(st.sampled_from(values))
     rank, shape = x.type.rank, x.shape
@@ -112,13 +128,14 @@ def _step(draw: st.DrawFn, values: list[Value]) -> Value:
                 return ops.tanh(ops.contract(x, weight, spec=f"{spec}{letters}z")) if rank < 3 else x
             return ops.tanh(ops.contract(x, weight, spec=spec + letters.replace(summed, "")))
         case "scan":
-            return _scan(draw, x, values)
+            return draw(_scan(x, values))
         case _:
             at = ops.convert(ops.mul(x, ops.full_like(x, 3.0)), dtype=DType.I64)
             flat = ops.reshape(at, shape=(int(np.prod(shape)),))
             return ops.gather(x, ops.slice(flat, start=(0,), stop=(1,), step=(1,)), axis=draw(st.integers(0, rank - 1)))
 
 
+@st.composite
 def _scan(draw: st.DrawFn, x: Value, values: list[Value]) -> Value:
     """A loop along the first axis, whose step is a random graph of a carry, a slice and a constant."""
     slice, carry, other = (Value(TensorType(x.dtype, x.shape[1:]), name=name) for name in ("x", "c", "w"))

@@ -5,17 +5,23 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
+from graphs import random_scans
+from hypothesis import HealthCheck, given, settings
 from samples import recurrence
+from test_native import climb
 
 import graphc as gx
-from graphc import nn, ops, optim, pipeline, plan, testing
+from graphc import nn, ops, optim, pipeline, plan, reference, testing
 from graphc.errors import ArgumentError, DTypeError, GradientError, IndexRangeError, ShapeError
-from graphc.ir.graph import Graph, Value, build
+from graphc.frontend.tensor import index
+from graphc.ir.graph import Graph, Node, Value, build, copy_node, rebuild, substitute
 from graphc.ir.op import Scan
 from graphc.ir.text import parse
 from graphc.ir.types import DType, TensorType
+from graphc.ops.control import Parts
 from graphc.passes.manager import run
 
 Array = np.ndarray[Any, Any]
@@ -257,6 +263,43 @@ def test_the_gradient_of_a_weight_is_one_product_outside() -> None:
     assert len(inside) == 2, "one product in each step, forward and backward"
     assert len(backward.attrs["body"].state) == 1, "the carry's cotangent: nothing is added up"
     assert [n.attrs["spec"] for n in found.nodes if n.op.name == "contract"] == ["amn,amk->kn"]
+
+
+def unrolled(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+    """A scan as one copy of its body for each step."""
+    if not isinstance(node.op.kind, Scan):
+        return copy_node(node, inputs)
+    parts, body, length = Parts.of(node, inputs), node.attrs["body"], node.attrs["length"]
+    carries: Any = parts.init
+    results: list[Any] = [None] * length
+    for t in range(length)[:: -1 if node.attrs["reverse"] else 1]:
+        slices = [index(gx.Tensor(x), t).value for x in parts.xs]
+        new = dict(zip(Scan.parameters(node), (*carries, *slices, *parts.constants), strict=True))
+        found = substitute(rebuild(body, unrolled).results, new)
+        results[t], carries = found[: len(body.outputs)], found[len(body.outputs) :]
+    stacks = [
+        ops.concat(*(ops.reshape(v, shape=(1, *v.shape)) for v in column), axis=0)
+        for column in zip(*results, strict=True)
+    ]
+    return (*carries, *stacks)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(random_scans())
+def test_gradients_are_those_of_the_unrolled_loop(case: tuple[Graph, list[Array]]) -> None:
+    graph, feeds = case
+    hypothesis.note(str(graph))
+    flat = rebuild(graph, unrolled)
+    read = [x for x in graph.inputs if x in flat.users()]
+    gradients = []
+    for version in (graph, flat):
+        total = sum((gx.sum(gx.sin(gx.Tensor(y))) for y in version.outputs), gx.constant(0.0))
+        found = gx.grad(total, [gx.Tensor(x) for x in read])
+        gradients.append(build("gradient", version.inputs, [y.value for y in found]))
+    wanted, _ = reference.run(gradients[1], feeds)
+    for array, other in zip(reference.run(gradients[0], feeds)[0], wanted, strict=True):
+        np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-4)
+    climb(gradients[0], feeds)
 
 
 # Passes ---------------------------------------------------------------------------------------------------------
