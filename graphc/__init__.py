@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphc import errors
 from graphc.frontend import nn, optim
+from graphc.frontend.control import scan
 from graphc.frontend.differentiate import grad
 from graphc.frontend.functional import (
     abs,
@@ -206,6 +207,7 @@ __all__ = [
     "round",
     "rsqrt",
     "scaled_dot_product_attention",
+    "scan",
     "scatter_add",
     "sigmoid",
     "sign",

@@ -17,7 +17,7 @@ from graphc import reference
 from graphc.codegen.step import scratch_bytes
 from graphc.errors import MismatchError
 from graphc.ir.graph import Graph, Node
-from graphc.ir.op import Contraction, Opaque, Reduction
+from graphc.ir.op import Contraction, Opaque, Reduction, Scan
 from graphc.ir.types import DType, as_dtype
 from graphc.loops.ir import Function
 from graphc.runtime.executable import Executable
@@ -74,21 +74,17 @@ def require_equal_kernels(executable: Executable, feeds: Sequence[Array]) -> Non
     `feeds` are arrays for inputs then state. Raises MismatchError naming the first kernel that differs and its line.
     """
 
-    def observe(node: Node, results: tuple[Array, ...]) -> None:
-        for value, result in zip(node.outputs, results, strict=True):
-            known[value] = result
+    def observe(node: Node, operands: list[Array], results: tuple[Array, ...]) -> None:
         if node not in executable.kernels or not results:
             return
-        found = call(executable, executable.kernels[node], [known[v] for v in node.inputs], results)
+        found = call(executable, executable.kernels[node], operands, results)
         for number, (array, wanted) in enumerate(zip(found, results, strict=True)):
             try:
                 require_close(array, wanted, node.attrs["body"], f"output {number} of kernel {node.attrs['name']}")
             except MismatchError as error:
                 raise MismatchError(error.message, node.location) from None
 
-    graph = executable.plan.graph
-    known: dict[Any, Array] = dict(zip((*graph.inputs, *graph.state), feeds, strict=True))
-    reference.run(graph, feeds, observe)
+    reference.run(executable.plan.graph, feeds, observe)
 
 
 def call(executable: Executable, function: Function, operands: Sequence[Array], like: Sequence[Array]) -> list[Array]:
@@ -112,7 +108,7 @@ def call(executable: Executable, function: Function, operands: Sequence[Array], 
 
 
 def _terms(graph: Graph) -> int:
-    """The largest number of terms that one sum in the graph has."""
+    """The largest number of terms that one sum in the graph has; errors of the steps of a scan add up."""
     most = 1
     for node in graph.nodes:
         match node.op.kind:
@@ -124,6 +120,8 @@ def _terms(graph: Graph) -> int:
                 most = max(most, prod(n for letter, n in sizes.items() if letter not in result))
             case Opaque():
                 most = max(most, prod(node.inputs[0].type.extents))
+            case Scan():
+                most = max(most, node.attrs["length"] * _terms(node.attrs["body"]))
             case _ if "body" in node.attrs:
                 most = max(most, _terms(node.attrs["body"]))
     return most

@@ -8,7 +8,7 @@ Nothing here decides anything; each stage is a value that can be printed (`Compi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 from graphc import settings
@@ -17,7 +17,7 @@ from graphc.codegen.jit import compile, host_target
 from graphc.errors import ArgumentError
 from graphc.ir.binding import bind
 from graphc.ir.graph import Graph, Node
-from graphc.ir.op import Call
+from graphc.ir.op import Call, Scan
 from graphc.ir.signature import signature
 from graphc.loops import text as loop_text
 from graphc.loops.ir import Function
@@ -29,12 +29,16 @@ from graphc.runtime.executable import Executable, symbols
 from graphc.runtime.team import available
 
 PASSES = (
-    "simplify",  # first: what it rewrites (log of softmax, broadcasts) would hide behind folded constants and kernels
+    "merge_scans",  # first: a scan, and the one that saves values for its gradient, are equal until they are rewritten
+    "simplify",  # early: what it rewrites (log of softmax, broadcasts) would hide behind folded constants and kernels
     "split_phases",  # after simplify has made convolutions of their gradients, and of slices of them
     "layout",  # after simplify has made convolutions of their gradients, before windows are gone
     "unroll",  # of what simplify would gather again
     "fold",  # simplify leaves constants side by side
     "cse",  # folding makes equal constants equal nodes
+    "hoist",  # before block_weights, which looks for what is constant in a loop
+    "block_weights",  # of the products that fuse will meet
+    "slim_scans",  # cse has made equal results one value, and the passes above have left operands that nobody reads
     "dce",  # what the others left behind must not be fused
     "fuse",  # last: kernels are opaque to all of the above
 )
@@ -90,25 +94,36 @@ def build(graph: Graph, sizes: Mapping[str, int], threads: int | None = 1) -> Co
 
 def passes_for(graph: Graph) -> tuple[str, ...]:
     """All passes; none for a graph that is fused already (a dump read back), so that it runs as it is written."""
-    if any(isinstance(node.op.kind, Call) for node in graph.nodes):
-        loose = [n for n in graph.nodes if not isinstance(n.op.kind, Call) and n.op.name not in ("reshape", "constant")]
-        return ("inline", *PASSES) if loose else ()
-    return PASSES
+    if not any(True for _ in _kernels(graph)):
+        return PASSES
+    return () if _is_fused(graph) else ("inline", *PASSES)
+
+
+def _is_fused(graph: Graph) -> bool:
+    loose = [node for node in graph.nodes if node.op.name not in ("kernel", "reshape", "constant")]
+    return all(isinstance(node.op.kind, Scan) and _is_fused(node.attrs["body"]) for node in loose)
 
 
 def lower_kernels(graph: Graph, target: Target) -> dict[Node, Function]:
-    """The loops of every kernel node. Kernels with equal bodies share one function."""
+    """The loops of every kernel node, also in the steps of scans. Kernels with equal bodies share one function."""
     known: dict[Hashable, Function] = {}
     taken: dict[str, int] = {}
     found: dict[Node, Function] = {}
-    for node in graph.nodes:
-        if not isinstance(node.op.kind, Call):
-            continue
+    for node in _kernels(graph):
         key = signature(node.attrs["body"])
         if key not in known:
             known[key] = lower(node.attrs["body"], _unique(node.attrs["name"], taken), target)
         found[node] = known[key]
     return found
+
+
+def _kernels(graph: Graph) -> Iterator[Node]:
+    for node in graph.nodes:
+        match node.op.kind:
+            case Call():
+                yield node
+            case Scan():
+                yield from _kernels(node.attrs["body"])
 
 
 def _unique(name: str, taken: dict[str, int]) -> str:
@@ -134,4 +149,4 @@ def _report(compilation: Compilation, sizes: str) -> None:
         name = f"{compilation.plan.graph.name}{sizes}"
         for number, stage in enumerate((*compilation.stages, "plan", "loops", "llvm", "assembly")):
             kind = "gc" if stage in compilation.stages else "txt"
-            (directory / f"{name}.{number}.{stage}.{kind}").write_text(compilation.text(stage))
+            (directory / f"{name}.{number:02}.{stage}.{kind}").write_text(compilation.text(stage))

@@ -1,6 +1,7 @@
 """The oracle: any graph, run node by node with NumPy, unoptimised. `mode="interpret"` is this.
 
-What it computes is what a graph means. Every node is evaluated by its op's own `evaluate`; a kernel by its body.
+What it computes is what a graph means. Every node is evaluated by its op's own `evaluate`; a kernel by its body, a scan
+by its body again and again.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import graphc.ops  # noqa: F401  fills the op table, which parsed text needs
 from graphc.errors import FeedError, FeedTypeError, GraphcError
 from graphc.ir.binding import bind, sizes_of
 from graphc.ir.graph import Graph, Node, Value
+from graphc.ir.op import Call, Scan
 
 Array = np.ndarray[Any, Any]
-Observer = Callable[[Node, tuple[Array, ...]], None]
+Observer = Callable[[Node, list[Array], tuple[Array, ...]], None]
 
 
 def evaluate(
@@ -25,7 +27,7 @@ def evaluate(
     """The outputs, and the next value of each state by name.
 
     `feeds` are arrays for inputs then state, in order or by name; they are converted to the dtype of their value.
-    `observe(node, results)` sees every node's results. Raises FeedError for feeds that do not fit, and whatever an
+    `observe(node, operands, results)` sees every node. Raises FeedError for feeds that do not fit, and whatever an
     op raises (IndexRangeError), with the line of the node.
     """
     parameters = (*graph.inputs, *graph.state)
@@ -43,10 +45,11 @@ def run(
     last = {value: node for node in graph.nodes for value in node.inputs}
     kept = {*graph.results, *known}
     for node in graph.nodes:
-        results = _apply(node, [known[v] for v in node.inputs], observe)
+        operands = [known[v] for v in node.inputs]
+        results = _apply(node, operands, observe)
         known.update(zip(node.outputs, results, strict=True))
         if observe is not None:
-            observe(node, results)
+            observe(node, operands, results)
         for value in {*node.inputs, *node.outputs}:
             if value not in kept and last.get(value, node) is node:
                 del known[value]
@@ -54,15 +57,33 @@ def run(
 
 
 def _apply(node: Node, operands: list[Array], observe: Observer | None) -> tuple[Array, ...]:
-    if node.op.evaluate is None:
-        outputs, _ = run(node.attrs["body"], operands, observe)
-        return outputs
+    match node.op.kind:
+        case Call():
+            outputs, _ = run(node.attrs["body"], operands, observe)
+            return outputs
+        case Scan():
+            return _scan(operands, observe, **node.attrs)
+    assert node.op.evaluate is not None
     try:
         result = node.op.evaluate(*operands, **node.attrs)
     except GraphcError as error:
         error.location = error.location or node.location
         raise
     return (np.asarray(result),)
+
+
+def _scan(
+    operands: list[Array], observe: Observer | None, *, length: int, slices: int, reverse: bool, body: Graph
+) -> tuple[Array, ...]:
+    carries: Sequence[Array] = operands[: len(body.state)]
+    given = operands[len(body.state) :]
+    stacked, constants = given[:slices], given[slices:]
+    results = [np.empty((length, *v.type.extents), v.dtype.numpy) for v in body.outputs]
+    for t in range(length)[:: -1 if reverse else 1]:
+        outputs, carries = run(body, [*(array[t, ...] for array in stacked), *constants, *carries], observe)
+        for result, output in zip(results, outputs, strict=True):
+            result[t] = output
+    return (*carries, *results)
 
 
 def _ordered(parameters: Sequence[Value], feeds: Sequence[Any] | Mapping[str, Any]) -> list[Any]:

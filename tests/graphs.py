@@ -37,6 +37,22 @@ def random_graphs(draw: st.DrawFn, most: int = 14) -> tuple[Graph, list[Array]]:
 
 
 @st.composite
+def random_scans(draw: st.DrawFn) -> tuple[Graph, list[Array]]:
+    """A graph of one or two loops and what feeds them."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = (draw(st.sampled_from((1, 2, 3, 5))), *draw(st.lists(st.sampled_from((1, 2, 3)), min_size=1, max_size=2)))
+    x, y = (Value(TensorType(DType.F32, shape), name=name) for name in "xy")
+    first = Value(TensorType(DType.F32, shape[1:]), name="c")
+    values: list[Value] = [x, y, first]
+    for _ in range(draw(st.integers(1, 2))):
+        stacks = [v for v in values if v.shape[:1] == shape[:1] and v.type.rank > 1]
+        values.append(draw(_scan(draw(st.sampled_from(stacks)), values)))
+        values.append(ops.tanh(ops.add(values[-1], values[-1])))
+    feeds = [random.uniform(-2, 2, v.type.extents).astype(np.float32) for v in (x, y, first)]
+    return build("loops", [x, y, first], [values[-1], values[-2]]), feeds
+
+
+@st.composite
 def _step(draw: st.DrawFn, values: list[Value]) -> Value:
     x = draw(st.sampled_from(values))
     rank, shape = x.type.rank, x.shape
@@ -54,7 +70,7 @@ def _step(draw: st.DrawFn, values: list[Value]) -> Value:
             "softmax",
             "window",
         ]
-        kinds += ["contract", "contract", "gather"]
+        kinds += ["contract", "contract", "gather", "scan"]
     match draw(st.sampled_from(kinds)):
         case "unary":
             return getattr(ops, draw(st.sampled_from(TAME)))(x)
@@ -111,10 +127,30 @@ def _step(draw: st.DrawFn, values: list[Value]) -> Value:
             if "z" in spec:  # an outer product over one axis, batched over the others
                 return ops.tanh(ops.contract(x, weight, spec=f"{spec}{letters}z")) if rank < 3 else x
             return ops.tanh(ops.contract(x, weight, spec=spec + letters.replace(summed, "")))
+        case "scan":
+            return draw(_scan(x, values))
         case _:
             at = ops.convert(ops.mul(x, ops.full_like(x, 3.0)), dtype=DType.I64)
             flat = ops.reshape(at, shape=(int(np.prod(shape)),))
             return ops.gather(x, ops.slice(flat, start=(0,), stop=(1,), step=(1,)), axis=draw(st.integers(0, rank - 1)))
+
+
+@st.composite
+def _scan(draw: st.DrawFn, x: Value, values: list[Value]) -> Value:
+    """A loop along the first axis, whose step is a random graph of a carry, a slice and a constant."""
+    slice, carry, other = (Value(TensorType(x.dtype, x.shape[1:]), name=name) for name in ("x", "c", "w"))
+    seen = [v for v in values if v.shape == slice.shape]
+    inner: list[Value] = [carry, slice, *([other] if seen else [])]
+    for _ in range(draw(st.integers(1, 4))):
+        inner.append(draw(_step(inner)))
+    same = [v for v in inner if v.shape == slice.shape]
+    following = ops.tanh(ops.add(draw(st.sampled_from(same)), draw(st.sampled_from(same))))
+    results = draw(st.lists(st.sampled_from(inner), max_size=3))
+    body = build("step", [slice, *([other] if seen else [])], results, [(carry, following)])
+    constants = [draw(st.sampled_from(seen))] if seen else []
+    first = draw(st.sampled_from(seen)) if seen else ops.reduce_max(x, axes=(0,))
+    node = ops.scan([first], [x], constants, length=x.shape[0], body=body, reverse=draw(st.booleans()))
+    return draw(st.sampled_from(node.outputs))
 
 
 def _fitted(draw: st.DrawFn, x: Value, values: list[Value]) -> Value:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-import graphc.ops  # noqa: F401  fills the table
-from graphc.ir.graph import Literal, Value, apply
+from graphc import ops
+from graphc.ir.graph import Graph, Literal, Value, build, make_node
 from graphc.ir.op import OPS
 from graphc.ir.types import FLOATS, INTS, DType, TensorType, as_dtype
 
@@ -29,13 +29,14 @@ class Sample:
     def name(self) -> str:
         """For pytest."""
         shapes = "_".join(f"{a.dtype.name}{list(a.shape)}".replace(" ", "") for a in self.arrays)
-        extra = ",".join(f"{k}={v}" for k, v in self.attrs.items() if not isinstance(v, Literal)).replace(" ", "")
+        plain = ((k, v) for k, v in self.attrs.items() if not isinstance(v, Literal | Graph))
+        extra = ",".join(f"{k}={v}" for k, v in plain).replace(" ", "")
         return f"{self.op}-{shapes}-{extra}"
 
     def build(self) -> tuple[list[Value], Value]:
-        """Inputs of the arrays' types, and the op on them."""
+        """Inputs of the arrays' types, and the op's last result on them."""
         inputs = [Value(TensorType(as_dtype(a.dtype), a.shape), name=f"x{n}") for n, a in enumerate(self.arrays)]
-        return inputs, apply(OPS[self.op], *inputs, **self.attrs)
+        return inputs, make_node(OPS[self.op], inputs, self.attrs).outputs[-1]
 
 
 SHAPES: tuple[tuple[int, ...], ...] = ((), (1,), (5,), (3, 33), (0, 4), (2, 3, 4))
@@ -240,4 +241,43 @@ def _indexing() -> list[Sample]:
     return [*found, Sample("check_index", (integers((2, 3), low=0),), {"size": 5, "what": "label"})]
 
 
-SAMPLES = [*_unary(), *_binary(), *_generators(), *_movements(), *_reductions(), *_contractions(), *_indexing()]
+def recurrence(dtype: DType, results: bool = True) -> Graph:
+    """h = tanh(h w + x) and n = n + 1; the step's result is h x."""
+    x, w, h = (Value(TensorType(dtype, shape), name=n) for n, shape in (("x", (2, 3)), ("w", (3, 3)), ("h", (2, 3))))
+    count = Value(TensorType(DType.I64, ()), name="n")
+    following = ops.tanh(ops.add(ops.contract(h, w, spec="mk,kn->mn"), x))
+    next = [(count, ops.add(count, ops.full((), 1, DType.I64))), (h, following)]
+    return build("recurrence", [x, w], [ops.mul(following, x)] if results else [], next)
+
+
+def _scans() -> list[Sample]:
+    found = []
+    for length, reverse, results in (
+        (4, False, True),
+        (4, True, True),
+        (1, False, True),
+        (0, True, True),
+        (3, True, False),
+    ):
+        for dtype in FLOATS:
+            arrays = (integers(()), normal((2, 3), dtype), normal((length, 2, 3), dtype), normal((3, 3), dtype))
+            attrs = {"length": length, "slices": 1, "reverse": reverse, "body": recurrence(dtype, results)}
+            found.append(Sample("scan", arrays, attrs, smooth=dtype is DType.F64 and length > 0))
+    x = Value(TensorType(DType.F32, (5,)), name="x")
+    squares = build("squares", [x], [ops.mul(x, x)])
+    return [
+        *found,
+        Sample("scan", (normal((3, 5), DType.F32),), {"length": 3, "slices": 1, "reverse": False, "body": squares}),
+    ]
+
+
+SAMPLES = [
+    *_unary(),
+    *_binary(),
+    *_generators(),
+    *_movements(),
+    *_reductions(),
+    *_contractions(),
+    *_indexing(),
+    *_scans(),
+]

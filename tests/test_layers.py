@@ -177,8 +177,6 @@ def test_what_does_not_fit_is_refused() -> None:
         gx.max_pool2d(x, 2, padding=2)
     with pytest.raises(ShapeError, match="BatchNorm2d takes"):
         nn.BatchNorm2d(3)(x)
-    with pytest.raises(ShapeError, match="needs a number of steps"):
-        nn.LSTM(3, 5, batch_first=True)(gx.placeholder("z", ("batch", "time", 3)))
 
 
 def test_a_convolutional_network_follows_torch() -> None:

@@ -32,13 +32,11 @@ def climb(graph: Graph, feeds: list[Array]) -> None:
     verify_plan(plan.graph, plan)
     for function in compilation.kernels.values():
         verify_loops(function)
-    known = dict(zip((*plan.graph.inputs, *plan.graph.state), feeds, strict=True))
 
-    def observe(node: Any, results: tuple[Array, ...]) -> None:
-        known.update(zip(node.outputs, results, strict=True))
+    def observe(node: Any, operands: list[Array], results: tuple[Array, ...]) -> None:
         function = compilation.functions.get(node)
         if function is not None and function.outputs:
-            found = interpret.run(function, [known[v] for v in node.inputs])
+            found = interpret.run(function, operands)
             shaped = [a.reshape(b.shape) for a, b in zip(found, results, strict=True)]
             close(shaped, results, node.attrs["body"], f"loops of {node.attrs['name']}")
 

@@ -25,8 +25,11 @@ NAN, INF = float("nan"), float("inf")
 
 def evaluate(sample: Sample) -> Any:
     evaluator = OPS[sample.op].evaluate
-    assert evaluator is not None
-    return np.asarray(evaluator(*sample.arrays, **sample.attrs))
+    if evaluator is not None:
+        return np.asarray(evaluator(*sample.arrays, **sample.attrs))
+    inputs, result = sample.build()
+    (found,), _ = reference.run(build(sample.op, inputs, [result]), sample.arrays)
+    return found
 
 
 def test_samples_cover_the_op_table() -> None:

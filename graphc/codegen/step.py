@@ -5,6 +5,10 @@
     i64 step(ptr table, ptr team, i64 tid, i64 threads)
                                  called by every thread of a team; they meet after each call
 
+A loop of the plan is a counted loop around a call of a function of its own, `i64 loop0(ptr table)`, which is made like
+the step, from the plan of the loop's step. Each thread fills a table on its own stack; from one round to the next the
+addresses of slices and results move on, and so do those of carries that are read back from results.
+
 Checks come before any state is written (the planner's order), so a step that fails changes no state. Every thread
 runs the checks for itself: all of them leave at the same place.
 """
@@ -19,8 +23,8 @@ from graphc.codegen.llvm import Body, Module
 from graphc.ir.graph import Node
 from graphc.loops.ir import Buffer, Function
 from graphc.loops.target import Target
-from graphc.plan import Address, Call, Copy, Plan
-from graphc.plan.steps import aligned
+from graphc.plan import Address, Base, Call, Copy, Loop, Plan
+from graphc.plan.steps import aligned, read_back
 
 NAME = "step"
 CLOCK = "declare i64 @llvm.readcyclecounter()"
@@ -37,15 +41,15 @@ def emit_kernels(plan: Plan, kernels: Mapping[Node, Function], target: Target, *
     checks = {kernels[call.node].name for call in plan.calls if call.is_check}
     for function in _distinct(plan, kernels):
         add(function, module, threaded=threaded and function.name not in checks)
-    _Step(plan, kernels, module, threaded=threaded, timed=False).write()
+    _write(plan, kernels, module, threaded=threaded, timed=False)
     return str(module)
 
 
 def emit_timed(plan: Plan, kernels: Mapping[Node, Function], *, threaded: bool = False) -> str:
-    """A module with the step alone, which reads the cycle counter around every call.
+    """A module with the step and its loops alone, which read the cycle counter around every call.
 
-    The table's last entry, behind the arena, is where the counts go: for each thread one i64 before the first call and
-    one after each.
+    The table's last entry, behind the arena, is where cycles are added up: for each thread one i64 for each step of
+    each plan, in the order of `plan.all()`.
     """
     module = Module()
     for function in _distinct(plan, kernels):
@@ -54,27 +58,57 @@ def emit_timed(plan: Plan, kernels: Mapping[Node, Function], *, threaded: bool =
         types += ["ptr", "i64", "i64"] if threaded and result == "void" else []
         parameters = ", ".join(types)
         module.declare(f"declare {result} @{function.name}({parameters})")
-    _Step(plan, kernels, module, threaded=threaded, timed=True).write()
+    _write(plan, kernels, module, threaded=threaded, timed=True)
     return str(module)
 
 
+def columns(plan: Plan) -> tuple[dict[Plan, int], int]:
+    """Where the counts of each plan's steps start, and how many there are in all."""
+    first: dict[Plan, int] = {}
+    count = 0
+    for inner in plan.all():
+        first[inner] = count
+        count += len(inner.steps)
+    return first, count
+
+
 def _distinct(plan: Plan, kernels: Mapping[Node, Function]) -> Iterable[Function]:
-    return {kernels[call.node].name: kernels[call.node] for call in plan.calls}.values()
+    calls = [call for inner in plan.all() for call in inner.calls]
+    return {kernels[call.node].name: kernels[call.node] for call in calls}.values()
+
+
+def _write(plan: Plan, kernels: Mapping[Node, Function], module: Module, *, threaded: bool, timed: bool) -> None:
+    """Append the functions of a plan and of its loops."""
+    outermost, *inner = plan.all()
+    names = {outermost: NAME, **{loop: f"loop{number}" for number, loop in enumerate(inner)}}
+    for part in names:
+        _Step(part, kernels, module, names, threaded=threaded, timed=timed).write()
 
 
 class _Step:
+    """The function of one plan; `names` are those of all functions, the outermost first."""
+
     def __init__(
-        self, plan: Plan, kernels: Mapping[Node, Function], module: Module, *, threaded: bool, timed: bool
+        self,
+        plan: Plan,
+        kernels: Mapping[Node, Function],
+        module: Module,
+        names: Mapping[Plan, str],
+        *,
+        threaded: bool,
+        timed: bool,
     ) -> None:
-        self.plan, self.kernels, self.module = plan, kernels, module
+        self.plan, self.kernels, self.module, self.names = plan, kernels, module, names
         self.threaded, self.timed = threaded, timed
         self.body = Body(module)
         self.bases: dict[int, str] = {}
+        self.columns, self.width = columns(next(iter(names)))
+        self.counts = self.before = ""  # where this thread's cycles are added up, and where the last reading is
 
     def write(self) -> None:
         """Append the function to the module."""
         self.load_table()
-        self.clock(0)
+        self.start_clock()
         checks = 0
         for number, step in enumerate(self.plan.steps):
             match step:
@@ -85,32 +119,45 @@ class _Step:
                     self.check(step, checks)
                 case Call():
                     self.call(step)
-            self.clock(number + 1)
+                case Loop():
+                    self.loop(step)
+            self.read_clock(number)
         self.body.void("ret i64 0")
         parameters = "ptr noalias %table" + (", ptr %team, i64 %tid, i64 %threads" if self.threaded else "")
-        self.module.add(f"define i64 @{NAME}({parameters}) {ATTRIBUTES} {{\nentry:\n{self.body}\n}}")
+        self.module.add(f"define i64 @{self.names[self.plan]}({parameters}) {ATTRIBUTES} {{\nentry:\n{self.body}\n}}")
 
     def load_table(self) -> None:
         """All addresses are loaded once, at the start."""
         plan, memories = self.plan, self.plan.entry
         used = {memories(address) for step in plan.steps for address in _addresses(step)}
         if self.timed:
-            used.add(len(plan.graph.inputs) + len(plan.graph.state) + len(plan.graph.outputs) + len(plan.constants) + 1)
+            used.add(plan.entries)
         for entry in sorted(used):
             place = self.body.emit(f"getelementptr i8, ptr %table, i64 {8 * entry}") if entry else "%table"
             self.bases[entry] = self.body.emit(f"load ptr, ptr {place}")
 
-    def clock(self, number: int) -> None:
+    def start_clock(self) -> None:
         if not self.timed:
             return
         self.module.declare(CLOCK)
-        now = self.body.emit("call i64 @llvm.readcyclecounter()")
-        mine = str(number)
-        if self.threaded:
-            row = self.body.emit(f"mul i64 %tid, {len(self.plan.steps) + 1}")
-            mine = self.body.emit(f"add i64 {row}, {number}")
-        place = self.body.emit(f"getelementptr i64, ptr {self.bases[max(self.bases)]}, i64 {mine}")
-        self.body.void(f"store i64 {now}, ptr {place}")
+        self.counts = self.bases[self.plan.entries]
+        if self.threaded and self.names[self.plan] == NAME:  # a loop is given the row of its thread
+            row = self.body.emit(f"mul i64 %tid, {self.width}")
+            self.counts = self.body.emit(f"getelementptr i64, ptr {self.counts}, i64 {row}")
+        self.before = self.body.emit("alloca i64")
+        self.body.void(f"store i64 {self.body.emit('call i64 @llvm.readcyclecounter()')}, ptr {self.before}")
+
+    def read_clock(self, number: int) -> None:
+        """Add the cycles since the last reading to those of a step."""
+        if not self.timed:
+            return
+        emit = self.body.emit
+        now = emit("call i64 @llvm.readcyclecounter()")
+        taken = emit(f"sub i64 {now}, {emit(f'load i64, ptr {self.before}')}")
+        place = emit(f"getelementptr i64, ptr {self.counts}, i64 {self.columns[self.plan] + number}")
+        total = emit(f"add i64 {emit(f'load i64, ptr {place}')}, {taken}")
+        self.body.void(f"store i64 {total}, ptr {place}")
+        self.body.void(f"store i64 {now}, ptr {self.before}")
 
     def address(self, address: Address, offset: int = 0) -> str:
         base, offset = self.bases[self.plan.entry(address)], address.offset + offset
@@ -147,30 +194,136 @@ class _Step:
         self.body.start(on)
 
     def copy(self, copy: Copy) -> None:
-        """One thread copies; the others wait for it."""
+        self.copy_bytes([(self.address(copy.source), self.address(copy.target), copy.bytes)])
+
+    def copy_bytes(self, pairs: Sequence[tuple[str, str, int]]) -> None:
+        """One thread copies (from, to, so many bytes); the others wait for it."""
+        texts = [
+            f"call void @llvm.memcpy.p0.p0.i64(ptr {target}, ptr {source}, i64 {size}, i1 false)"
+            for source, target, size in pairs
+            if source != target
+        ]
+        if not texts:
+            return
         self.module.declare("declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)")
-        source, target = self.address(copy.source), self.address(copy.target)
-        text = f"call void @llvm.memcpy.p0.p0.i64(ptr {target}, ptr {source}, i64 {copy.bytes}, i1 false)"
         if not self.threaded:
-            self.body.void(text)
+            for text in texts:
+                self.body.void(text)
             return
         first = self.body.emit("icmp eq i64 %tid, 0")
         mine, on = self.body.label("copy"), self.body.label("copied")
         self.body.void(f"br i1 {first}, label %{mine}, label %{on}")
         self.body.start(mine)
-        self.body.void(text)
+        for text in texts:
+            self.body.void(text)
         self.body.void(f"br label %{on}")
         self.body.start(on)
         self.meet()
+
+    # Loops
+
+    def loop(self, step: Loop) -> None:
+        """The first carries to their places, then the rounds, then what was read back to the final carries."""
+        frame = _Frame(step, [self.address(a) for a in step.operands], [self.address(a) for a in step.results])
+        back = frame.back if frame.length else {}
+        self.copy_bytes([copy for number, copy in enumerate(frame.first_copies()) if number not in back])
+        if not frame.length:
+            return
+        table = self.table(step, frame)
+        body, emit = self.body, self.body.emit
+        head, round, leave = (body.label(hint) for hint in ("head", "round", "leave"))
+        before = body.block
+        body.void(f"br label %{head}")
+        body.start(head)
+        number = body.phi("i64", ("0", before))
+        body.void(f"br i1 {emit(f'icmp slt i64 {number}, {frame.length}')}, label %{round}, label %{leave}")
+        body.start(round)
+        place = emit(f"sub i64 {frame.length - 1}, {number}") if frame.is_reverse else number
+        for entry, base, pitch in frame.moving():
+            self.enter(table, entry, emit(f"getelementptr i8, ptr {base}, i64 {emit(f'mul i64 {place}, {pitch}')}"))
+        is_first = emit(f"icmp eq i64 {number}, 0") if back else ""
+        for carry, result in back.items():
+            (entry, base, pitch), first = frame.result(result), frame.operands[carry]
+            earlier = emit(f"{'add' if frame.is_reverse else 'sub'} i64 {place}, 1")
+            stored = emit(f"getelementptr i8, ptr {base}, i64 {emit(f'mul i64 {earlier}, {pitch}')}")
+            self.enter(table, frame.carry(carry), emit(f"select i1 {is_first}, ptr {first}, ptr {stored}"))
+        team = ", ptr %team, i64 %tid, i64 %threads" if self.threaded else ""
+        emit(f"call i64 @{self.names[step.plan]}(ptr {table}{team})")
+        body.add_incoming(number, emit(f"add i64 {number}, 1"), body.block)
+        body.void(f"br label %{head}")
+        body.start(leave)
+        self.copy_bytes([self.last_copy(frame, carry, result) for carry, result in back.items()])
+
+    def table(self, step: Loop, frame: _Frame) -> str:
+        """A table for a loop's function, with the addresses that stay the same."""
+        plan = step.plan
+        table = self.body.emit(f"alloca [{plan.entries + 1} x ptr], align 64")
+        for entry, address in frame.fixed():
+            self.enter(table, entry, address)
+        for number, place in enumerate(step.constants):
+            self.enter(table, plan.entry(Address(Base.CONSTANT, number)), self.address(place))
+        if step.scratch is not None:
+            self.enter(table, plan.entry(Address(Base.ARENA)), self.address(step.scratch.address))
+        if self.timed:
+            self.enter(table, plan.entries, self.counts)
+        return table
+
+    def enter(self, table: str, entry: int, address: str) -> None:
+        place = self.body.emit(f"getelementptr ptr, ptr {table}, i64 {entry}")
+        self.body.void(f"store ptr {address}, ptr {place}")
+
+    def last_copy(self, frame: _Frame, carry: int, result: int) -> tuple[str, str, int]:
+        _, base, pitch = frame.result(result)
+        last = 0 if frame.is_reverse else frame.length - 1
+        source = self.body.emit(f"getelementptr i8, ptr {base}, i64 {last * pitch}")
+        return source, frame.results[carry], pitch
+
+
+class _Frame:
+    """Where a loop's step finds what: entries of its table, base addresses, and bytes from one slice to the next."""
+
+    def __init__(self, step: Loop, operands: Sequence[str], results: Sequence[str]) -> None:
+        self.plan, self.operands, self.results = step.plan, operands, results
+        self.length, self.is_reverse = step.node.attrs["length"], step.node.attrs["reverse"]
+        self.slices, self.body = step.node.attrs["slices"], step.node.attrs["body"]
+        self.carries = len(self.body.state)
+        self.back = read_back(self.body)
+
+    def carry(self, number: int) -> int:
+        return self.plan.entry(Address(Base.STATE, number))
+
+    def result(self, number: int) -> tuple[int, str, int]:
+        entry = self.plan.entry(Address(Base.OUTPUT, number))
+        return entry, self.results[self.carries + number], self.body.outputs[number].type.nbytes
+
+    def first_copies(self) -> Iterable[tuple[str, str, int]]:
+        """(from, to, bytes) for each carry."""
+        sizes = [value.type.nbytes for value in self.body.state]
+        return zip(self.operands[: self.carries], self.results[: self.carries], sizes, strict=True)
+
+    def fixed(self) -> Iterable[tuple[int, str]]:
+        """Entries that stay the same: of carries that have a place, and of constants."""
+        yield from ((self.carry(n), self.results[n]) for n in range(self.carries) if n not in self.back)
+        for number, address in enumerate(self.operands[self.carries + self.slices :], self.slices):
+            yield self.plan.entry(Address(Base.INPUT, number)), address
+
+    def moving(self) -> Iterable[tuple[int, str, int]]:
+        """Entries of slices and results."""
+        stacks = zip(self.body.inputs[: self.slices], self.operands[self.carries :], strict=False)
+        for number, (value, base) in enumerate(stacks):
+            yield self.plan.entry(Address(Base.INPUT, number)), base, value.type.nbytes
+        yield from (self.result(number) for number in range(len(self.body.outputs)))
 
 
 def _bytes(buffer: Buffer) -> int:
     return aligned(prod(buffer.shape) * buffer.dtype.itemsize)
 
 
-def _addresses(step: Call | Copy) -> Sequence[Address]:
+def _addresses(step: Call | Copy | Loop) -> Sequence[Address]:
     match step:
         case Copy():
             return step.source, step.target
         case Call():
             return *step.operands, *step.results, *([step.scratch.address] if step.scratch else [])
+        case Loop():
+            return *step.operands, *step.results, *step.constants, *([step.scratch.address] if step.scratch else [])

@@ -1,11 +1,10 @@
-"""Recurrent networks: a step of the recurrence is ordinary graph, and time is unrolled while the graph is built."""
+"""Recurrent networks: a scan over time, whose step is ordinary graph."""
 
 from __future__ import annotations
 
-from graphc.errors import ShapeError
 from graphc.frontend import functional as F
+from graphc.frontend.control import scan
 from graphc.frontend.tensor import Tensor
-from graphc.ir import source
 
 States = tuple[Tensor, Tensor]  # h and c, [N, hidden] each
 
@@ -31,15 +30,13 @@ def lstm(
 ) -> tuple[Tensor, States]:
     """One layer in one direction: input [N, T, I], weights [4 H, I] and [4 H, H], bias [4 H] -> h at every t [N, T, H].
 
-    What the input adds to the gates is one product for all t. Raises ShapeError when T is a named dimension.
+    What the input adds to the gates is one product for all t.
     """
-    length = input.shape[1]
-    if not isinstance(length, int):
-        raise ShapeError(f"an LSTM is unrolled in time and needs a number of steps, not {length}", source.here())
-    sums = F.linear(input, weight_ih, bias)
-    hidden, cell = state
-    outputs = []
-    for t in range(length)[:: -1 if reverse else 1]:
-        hidden, cell = lstm_cell(sums[:, t] + F.linear(hidden, weight_hh), cell)
-        outputs.append(hidden)
-    return F.stack(outputs[:: -1 if reverse else 1], 1), (hidden, cell)
+
+    def step(state: States, sums: Tensor) -> tuple[States, Tensor]:
+        hidden, cell = lstm_cell(sums + F.linear(state[0], weight_hh), state[1])
+        return (hidden, cell), hidden
+
+    sums = F.linear(F.swapaxes(input, 0, 1), weight_ih, bias)
+    state, outputs = scan(step, state, sums, reverse=reverse)
+    return F.swapaxes(outputs, 0, 1), state

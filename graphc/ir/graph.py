@@ -11,7 +11,7 @@ State is pure: `next` says what a state value becomes after the step; updating i
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,14 +158,17 @@ def set_printer(printer: Callable[[Graph], str]) -> None:
     _printer.append(printer)
 
 
-def topological(results: Iterable[Value]) -> tuple[Node, ...]:
-    """The nodes that `results` depend on, operands first, in a stable order. Iterative: depth is not limited."""
+def topological(results: Iterable[Value], known: Container[Value] = ()) -> tuple[Node, ...]:
+    """The nodes that `results` depend on, operands first, in a stable order. Iterative: depth is not limited.
+
+    What `known` values are made from is left out.
+    """
     done: set[Node] = set()
     order: list[Node] = []
     stack: list[tuple[Node, Iterator[Value]]] = []
 
     def visit(value: Value) -> None:
-        if value.node is not None and value.node not in done:
+        if value.node is not None and value.node not in done and value not in known:
             done.add(value.node)
             stack.append((value.node, iter(value.node.inputs)))
 
@@ -174,7 +177,7 @@ def topological(results: Iterable[Value]) -> tuple[Node, ...]:
         while stack:
             node, operands = stack[-1]
             for operand in operands:
-                if operand.node is not None and operand.node not in done:
+                if operand.node is not None and operand.node not in done and operand not in known:
                     visit(operand)
                     break
             else:
@@ -216,6 +219,15 @@ def rebuild(graph: Graph, transform: Callable[[Node, tuple[Value, ...]], tuple[V
     outputs = [new.get(v, v) for v in graph.outputs]
     next = [(state, new.get(v, v)) for state, v in graph.next]
     return build(graph.name, graph.inputs, outputs, next, graph.state)
+
+
+def substitute(values: Iterable[Value], new: dict[Value, Value]) -> list[Value]:
+    """The values computed from what `new` has in place of others; every node that is made again is entered there."""
+    values = list(values)
+    for node in topological(values, known=new):
+        with source.located(node.location):
+            new.update(zip(node.outputs, copy_node(node, tuple(new.get(v, v) for v in node.inputs)), strict=True))
+    return [new.get(value, value) for value in values]
 
 
 def copy_node(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:

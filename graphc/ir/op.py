@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Elementwise:
-    """One element out per element in, all shapes equal. The op's name is the scalar op."""
+    """One element out per element in, all shapes equal. The op's name is the scalar op.
+
+    `linear`: f(x, ...) + f(y, ...) = f(x + y, ...).
+    """
+
+    linear: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,21 @@ class Call:
     """Holds a graph in the attribute `body`; its meaning is the body's."""
 
 
-Kind = Elementwise | Generator | Movement | Reduction | Contraction | Opaque | Call
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Runs the graph in the attribute `body` step by step: its state is carried from one step to the next.
+
+    The operands are the first carries, then slices and constants: the body's state, then its inputs (`parameters`).
+    """
+
+    @staticmethod
+    def parameters(node: Node) -> tuple[Value, ...]:
+        """What stands in the body for each operand; for a stacked one it is one slice."""
+        body = node.attrs["body"]
+        return (*body.state, *body.inputs)
+
+
+Kind = Elementwise | Generator | Movement | Reduction | Contraction | Opaque | Call | Scan
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +90,8 @@ class Op:
     infer(*operand_types, **attrs) -> TensorType        raises ShapeError, DTypeError, ArgumentError
     evaluate(*arrays, **attrs) -> array                 NumPy; receives numbers for all dimensions
     vjp(cotangent, node) -> one cotangent per operand   None in the tuple: no gradient flows to that operand.
-                                                        None instead of a rule: there is none, and autodiff raises.
+                                                        None instead of a rule: there is none, and autodiff raises
+                                                        (but for a scan, whose rule is autodiff's own).
     """
 
     name: str

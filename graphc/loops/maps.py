@@ -25,36 +25,47 @@ from graphc.loops.nest import (
 )
 from graphc.loops.point import Point, location, parameters
 from graphc.loops.schedule import MapSchedule
-from graphc.passes.forms import Map
+from graphc.passes.forms import Map, stored_parts
 
 ALIAS, ASSOCIATIVE = 512, 8  # elements between addresses that compete for one cache set, and how many fit in it
 
 Results = Sequence[tuple[Buffer, Value]]
+Parts = Sequence[tuple[Buffer, Value, Index]]  # with the flat position of the current element
 
 
 def lower_map(body: Graph, form: Map, name: str, schedule: MapSchedule) -> Function:
     """The loops of a Map body."""
     inputs, outputs = parameters(body)
     point = Point(dict(zip(body.inputs, inputs, strict=True)))
-    fill_space(point, form.space, list(zip(outputs, body.outputs, strict=True)), schedule)
+    parts = [
+        (buffer, part, flatten(place, value.type.extents))
+        for buffer, value in zip(outputs, body.outputs, strict=True)
+        for part, place in stored_parts(form.space, value)
+    ]
+    _fill(point, form.space, parts, schedule)
     return Function(name, inputs, outputs, (), tuple(point.statements))
 
 
 def fill_space(point: Point, space: tuple[int, ...], results: Results, schedule: MapSchedule) -> None:
     """Store each result, whose shape is `space`, into its flat buffer. All are computed before any is stored."""
+    target = flatten(identity(space), space)
+    _fill(point, space, [(buffer, value, target) for buffer, value in results], schedule)
+
+
+def _fill(point: Point, space: tuple[int, ...], parts: Parts, schedule: MapSchedule) -> None:
     variables, here = axis_variables(space), identity(space)
     if 0 in space:
         return
     probe = Point(point.buffers)
     probe.barriers = point.barriers
-    for _, value in results:
+    for _, value, _ in parts:
         probe.at(value, here)
-    target = flatten(here, space)
-    groups = collapse(range(len(space)), variables, [*probe.accesses, target], probe.uses)
+    targets = [target for _, _, target in parts]
+    groups = collapse(range(len(space)), variables, [*probe.accesses, *targets], probe.uses)
 
     def element() -> None:
-        values = [(buffer, value, point.at(value, here)) for buffer, value in results]
-        for buffer, value, expr in values:
+        values = [(buffer, value, target, point.at(value, here)) for buffer, value, target in parts]
+        for buffer, value, target, expr in values:
             point.store(buffer, target, expr, location(value))
 
     if not groups:

@@ -5,6 +5,7 @@ A constructor takes `Value`s by position and attributes by keyword: `ops.reduce_
 
 from graphc.ops.call import kernel
 from graphc.ops.contraction import contract
+from graphc.ops.control import scan
 from graphc.ops.elementwise import (
     abs,
     add,
@@ -122,6 +123,7 @@ __all__ = [
     "reverse",
     "round",
     "rsqrt",
+    "scan",
     "scatter_add",
     "sigmoid",
     "sign",

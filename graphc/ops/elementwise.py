@@ -23,6 +23,7 @@ from graphc.ir.types import ALL, FLOATS, NUMBERS, DType, TensorType
 from graphc.ops.define import Constructor, Rule, define, require_dtype, require_same_shape, zero_gradient
 
 BOOLS = (DType.BOOL,)
+LINEAR = ("add", "sub", "neg")
 
 
 def _unary(name: str, accepts: Sequence[DType], evaluate: Any, vjp: Rule, doc: str) -> Constructor:
@@ -30,7 +31,7 @@ def _unary(name: str, accepts: Sequence[DType], evaluate: Any, vjp: Rule, doc: s
         require_dtype(accepts, x)
         return x
 
-    return define(name, Elementwise(), infer, _quiet(evaluate), vjp, doc)
+    return define(name, Elementwise(name in LINEAR), infer, _quiet(evaluate), vjp, doc)
 
 
 def _binary(
@@ -41,7 +42,7 @@ def _binary(
         require_same_shape(a, b)
         return a.with_dtype(result or a.dtype)
 
-    return define(name, Elementwise(), infer, _quiet(evaluate), vjp, doc)
+    return define(name, Elementwise(name in LINEAR), infer, _quiet(evaluate), vjp, doc)
 
 
 def _quiet(evaluate: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,5 +1,6 @@
 """Graph to graph. Importing this fills `passes.manager.PASSES`."""
 
+from graphc.passes.blocks import block_weights
 from graphc.passes.cse import cse
 from graphc.passes.dce import dce
 from graphc.passes.fold import fold
@@ -7,7 +8,23 @@ from graphc.passes.fuse import fuse, inline
 from graphc.passes.layout import layout
 from graphc.passes.manager import PASSES
 from graphc.passes.phases import split_phases
+from graphc.passes.scans import hoist, merge_scans, slim_scans
 from graphc.passes.simplify import simplify
 from graphc.passes.unroll import unroll
 
-__all__ = ["PASSES", "cse", "dce", "fold", "fuse", "inline", "layout", "simplify", "split_phases", "unroll"]
+__all__ = [
+    "PASSES",
+    "block_weights",
+    "cse",
+    "dce",
+    "fold",
+    "fuse",
+    "hoist",
+    "inline",
+    "layout",
+    "merge_scans",
+    "simplify",
+    "slim_scans",
+    "split_phases",
+    "unroll",
+]

@@ -4,7 +4,8 @@
 a barrier (a reduction or the contraction) are *placed*: each of their dimensions is one axis of the form's space, or
 has extent 1. Lowering computes a barrier's result once and reads it only where the placement says.
 
- Map       no barrier; all outputs have one shape, the space.
+ Map       no barrier; all outputs have one shape, the space, or are a concat of values of that shape, each of which is
+           computed at every point and stored in its part.
  Rows      phases: reductions of the whole space over the same axes R; their results are K-values (K: the other axes),
            which later phases read along R. Outputs are space values, K-values and finals.
  Contract  one contraction, whose result is the space; prologue above it, epilogue below.
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 
 from graphc.ir.graph import Graph, Literal, Node, Value
 from graphc.ir.index import Index, flatten, var
-from graphc.ir.op import Call, Contraction, Generator, Movement, Reduction
+from graphc.ir.op import Call, Contraction, Generator, Movement, Reduction, Scan
 from graphc.ir.op import Opaque as OpaqueKind
 from graphc.passes.places import Placement, Places, placement_of, pure_placement
 
@@ -80,7 +81,7 @@ def classify(body: Graph) -> Form | None:
     barriers: list[Node] = []
     for node in body.nodes:
         match node.op.kind:
-            case Call():
+            case Call() | Scan():
                 return None
             case Generator() if not is_splat_or_position(node):
                 return None
@@ -123,9 +124,32 @@ def output_placement(form: Rows | Contract, value: Value) -> Placement | None:
     return pure_placement(value.type.extents, form.space, kept)
 
 
+def stored_parts(space: tuple[int, ...], value: Value) -> list[tuple[Value, tuple[Index, ...]]]:
+    """An output of a Map as values of the space, each with the place in the output of its current element."""
+    here = _identity(space)
+    if value.type.extents == space:
+        return [(value, here)]
+    assert value.node is not None
+    axis = value.node.attrs["axis"]
+    return [
+        (part, (*here[:axis], here[axis] + number * space[axis], *here[axis + 1 :]))
+        for number, part in enumerate(value.node.inputs)
+    ]
+
+
 def _map(body: Graph) -> Map | None:
-    shapes = {value.type.extents for value in body.outputs}
-    return Map(shapes.pop()) if len(shapes) == 1 else None
+    for shape_of in (_shape_of_parts, lambda value: value.type.extents):
+        shapes = set(map(shape_of, body.outputs))
+        if len(shapes) == 1:
+            return Map(shapes.pop())
+    return None
+
+
+def _shape_of_parts(value: Value) -> tuple[int, ...]:
+    """The shape of the values that a value is a concat of, or its own."""
+    node = value.node
+    parts = {part.type.extents for part in node.inputs} if node is not None and node.op.name == "concat" else set()
+    return parts.pop() if len(parts) == 1 else value.type.extents
 
 
 def _rows(body: Graph, reductions: list[Node]) -> Rows | None:
@@ -281,7 +305,9 @@ def may_alias(node: Node, operand: int, output: int) -> bool:
     if form is None or isinstance(form, Opaque) or source.type != result.type:
         return False
     if isinstance(form, Map):
-        roots = [(value, _identity(value.type.extents)) for value in body.outputs]
+        if result.type.extents != form.space:
+            return False
+        roots = [(part, _identity(form.space)) for value in body.outputs for part, _ in stored_parts(form.space, value)]
         return _reads_only_at(roots, source, flatten(_identity(form.space), form.space), frozenset())
     sweep = [value for value in body.outputs if value not in form.finals]
     sweep += [accumulation.inputs[0] for accumulation in form.accumulations]

@@ -1,7 +1,7 @@
 """Fusion: the nodes of a graph are grouped into kernels.
 
 Before: primitive nodes. After: every node is a `kernel` whose body has a form (`passes.forms`), a `reshape` between
-kernels (a view, costs nothing), or a constant whose elements differ.
+kernels (a view, costs nothing), a constant whose elements differ, or a scan of such a graph.
 
 How groups form:
  1. Each unit (`passes.units`) is one group at first.
@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 
 from graphc.errors import PassError
 from graphc.ir.graph import Graph, Node, Value, build, copy_node, rebuild, topological
-from graphc.ir.op import Call
+from graphc.ir.op import Call, Scan
 from graphc.passes.cut import cheapest_cut
 from graphc.passes.forms import Contract, Form, Map, Opaque, Rows, classify, is_single_phase, lies_across
 from graphc.passes.kernels import clone, make_kernel
@@ -199,7 +199,7 @@ class _Fusion:
 
     def _form(self, members: list[int]) -> Form | None:
         first = self.units[members[0]].node
-        if len(members) == 1 and (isinstance(first.op.kind, Call) or first.op.name == "reshape"):
+        if len(members) == 1 and (isinstance(first.op.kind, Call | Scan) or first.op.name == "reshape"):
             return None
         return classify(Graph("", (), (), self._nodes(members), tuple(self._outputs(members))))
 
@@ -342,7 +342,7 @@ class _Fusion:
             node = self.units[members[0]].node
             if form is not None:
                 make_kernel(self._nodes(members), self._outputs(members), form, new)
-            elif isinstance(node.op.kind, Call) or node.op.name == "reshape":
+            elif isinstance(node.op.kind, Call | Scan) or node.op.name == "reshape":
                 clone((node,) if node.outputs[0] not in new else (), new)
             else:
                 raise PassError(f"no kernel form holds {node.op.name} on its own", node.location)

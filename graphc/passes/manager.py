@@ -1,5 +1,7 @@
 """Passes: functions from a graph to a graph, in a table, run one after the other under supervision.
 
+A pass is also run on the bodies of all scans, before it is run on the graph around them.
+
 Every pass that `run` runs
  1. leaves a graph that `ir.verify` accepts;
  2. returns the very graph that it was given when it changes nothing;
@@ -19,8 +21,8 @@ from pathlib import Path
 
 from graphc import settings
 from graphc.errors import ArgumentError, GraphcError, PassError
-from graphc.ir.graph import Graph, Node
-from graphc.ir.op import Call, Contraction, Elementwise, Reduction
+from graphc.ir.graph import Graph, Node, Value, copy_node, make_node, rebuild
+from graphc.ir.op import Call, Contraction, Elementwise, Reduction, Scan
 from graphc.ir.verify import verify
 
 Pass = Callable[[Graph], Graph]
@@ -97,7 +99,7 @@ def run(graph: Graph, names: Iterable[str], observe: Observer = lambda name, gra
 
 def _run_one(name: str, graph: Graph) -> Graph:
     try:
-        found = PASSES[name](graph)
+        found = everywhere(PASSES[name], graph)
         if found is not graph:
             verify(found)
     except Exception as error:
@@ -110,6 +112,20 @@ def _run_one(name: str, graph: Graph) -> Graph:
     return found
 
 
+def everywhere(transform: Pass, graph: Graph) -> Graph:
+    """The graph after a pass on the bodies of its scans, the innermost first, and then on itself."""
+
+    def inside(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        if not isinstance(node.op.kind, Scan):
+            return copy_node(node, inputs)
+        body = everywhere(transform, node.attrs["body"])
+        if body is node.attrs["body"]:
+            return copy_node(node, inputs)
+        return make_node(node.op, inputs, {**node.attrs, "body": body}).outputs
+
+    return transform(rebuild(graph, inside) if any(isinstance(n.op.kind, Scan) for n in graph.nodes) else graph)
+
+
 def _save(graph: Graph, name: str) -> Path:
     directory = settings.dump_directory() or Path(tempfile.mkdtemp(prefix="graphc-"))
     directory.mkdir(parents=True, exist_ok=True)
@@ -119,13 +135,16 @@ def _save(graph: Graph, name: str) -> Path:
 
 
 def work(graph: Graph) -> Work:
-    """Nodes, operations and bytes of a graph; named dimensions count as 1."""
+    """Nodes, operations and bytes of a graph; named dimensions count as 1, the work of a scan once for each step."""
     parts = [work_of(node) for node in graph.nodes]
-    return Work(len(parts), sum(part.operations for part in parts), sum(part.bytes for part in parts))
+    return Work(*(sum(getattr(part, name) for part in parts) for name in ("nodes", "operations", "bytes")))
 
 
 def work_of(node: Node) -> Work:
     """Operations and bytes of one node."""
+    if isinstance(node.op.kind, Scan):
+        step, length = work(node.attrs["body"]), _size((node.attrs["length"],))
+        return Work(1 + step.nodes, length * step.operations, length * step.bytes)
     return Work(1, _operations(node), sum(_size(v.shape) * v.dtype.itemsize for v in (*node.inputs, *node.outputs)))
 
 

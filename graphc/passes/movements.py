@@ -144,6 +144,34 @@ def work_before_movement(node: Node) -> Value | None:
     return apply(first.op, apply(node.op, *operands, **node.attrs), **first.attrs)
 
 
+def sum_of_pads(node: Node) -> Value | None:
+    """pad(x) + pad(y) + ... = concat(x, y, ...), where each element of the sum comes from one of them"""
+    parts: list[Node] = []
+    stack = list(node.inputs)
+    while stack:
+        value = stack.pop()
+        inner = _made_by(value, "pad")
+        if inner is not None and number_of(value) is None:
+            parts.append(inner)
+        elif _made_by(value, "add") is not None and value.node is not None:
+            stack.extend(value.node.inputs)
+        else:
+            return None
+    axes = {a for part in parts for a, d in enumerate(node.output.shape) if part.inputs[0].shape[a] != d}
+    if len(axes) != 1 or any(part.attrs["value"] != 0 for part in parts):
+        return None
+    (axis,) = axes
+    if not all(isinstance(part.attrs["low"][axis], int) for part in parts):
+        return None
+    parts.sort(key=lambda part: int(part.attrs["low"][axis]))
+    place: Any = 0
+    for part in parts:
+        if part.attrs["low"][axis] != place or part.attrs["interior"][axis]:
+            return None
+        place = place + part.inputs[0].shape[axis]
+    return ops.concat(*(part.inputs[0] for part in parts), axis=axis) if place == node.output.shape[axis] else None
+
+
 def sum_of_sum(node: Node) -> Value | None:
     """sum(sum(x)) = sum over both sets of axes"""
     inner = _made_by(node.inputs[0], "reduce_sum")
@@ -231,6 +259,7 @@ SIMPLIFICATIONS: dict[str, tuple[Simplification, ...]] = {
     "reverse": (same,),
     "broadcast": (same, broadcast_twice, broadcast_of_ones),
     "contract": (contract_of_transpose,),
+    "add": (sum_of_pads,),
     "reduce_sum": (sum_of_unwindows, reduce_nothing, sum_of_negated, sum_of_sum),
     "reduce_max": (reduce_nothing,),
     "reduce_min": (reduce_nothing,),

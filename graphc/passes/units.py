@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import prod
 
 from graphc.ir.graph import Graph, Node, Value
-from graphc.ir.op import Call, Elementwise, Generator, Movement
+from graphc.ir.op import Call, Elementwise, Generator, Movement, Scan
 from graphc.passes.forms import is_splat_or_position
 from graphc.passes.sink import is_squeeze
 
@@ -45,7 +45,7 @@ class Cone:
 
 
 def units(graph: Graph, cheap: Mapping[Node, Cone]) -> list[Unit]:
-    """The units of a graph in topological order; views and calls are units without cheap nodes."""
+    """The units of a graph in topological order; views, calls and scans are units without cheap nodes."""
     wanted = set(graph.results)
     stored: list[Node] = []
     for node in reversed(graph.nodes):
@@ -101,11 +101,13 @@ def is_view(node: Node, cheap: Mapping[Node, Cone]) -> bool:
 
 def pinned(node: Node) -> tuple[Value, ...]:
     """What a node reads at places that are data, or passes on: it must be stored, even where it is cheap."""
+    if isinstance(node.op.kind, Scan):
+        return node.inputs
     return node.inputs[:1] if node.op.name in ("gather", "check_index") else ()
 
 
 def unit_of(node: Node, cheap: Mapping[Node, Cone], number: Mapping[Node, int]) -> Unit:
-    if isinstance(node.op.kind, Call) or is_view(node, cheap):
+    if isinstance(node.op.kind, Call | Scan) or is_view(node, cheap):
         return Unit(node, (), dict.fromkeys(node.inputs, 0), frozenset(node.inputs))
     reads: dict[Value, int] = {}
     direct: set[Value] = set()
@@ -116,7 +118,8 @@ def unit_of(node: Node, cheap: Mapping[Node, Cone], number: Mapping[Node, int]) 
         for value in reader.inputs:
             if value.node is None or value.node not in cheap or value in pinned(node):
                 moved = isinstance(reader.op.kind, Movement)
-                reads[value] = reads.get(value, 0) + (size(reader.output) if moved else 0)
+                times = size(value if reader.op.name == "concat" else reader.output)  # a concat reads each element once
+                reads[value] = reads.get(value, 0) + (times if moved else 0)
                 direct.update(() if moved else (value,))
             elif value.node not in seen:
                 seen[value.node] = None

@@ -9,7 +9,8 @@ lie
     constant  in a pool of the literals that kernels read, each distinct one once
     arena     in one block of `plan.arena_bytes` bytes, shared by what is not live at the same time
 
-and none of these memories overlaps another. A `reshape`, and the result of `check_index`, is a view of its operand.
+and none of these memories overlaps another. A scan is a `Loop`, with a plan of its own for one step, whose arena is the
+loop's scratch. A `reshape`, and the result of `check_index`, is a view of its operand.
 
 Invariants, checked by `verify`:
  1. every call finds its operands as they were computed, every output and next state lies in its place at the end;
@@ -20,7 +21,7 @@ Invariants, checked by `verify`:
 
 from graphc.plan.model import Plan
 from graphc.plan.planner import make
-from graphc.plan.steps import ALIGNMENT, Address, Base, Call, Copy, Scratch, Slot
+from graphc.plan.steps import ALIGNMENT, Address, Base, Call, Copy, Loop, Scratch, Slot
 from graphc.plan.verify import verify
 
-__all__ = ["ALIGNMENT", "Address", "Base", "Call", "Copy", "Plan", "Scratch", "Slot", "make", "verify"]
+__all__ = ["ALIGNMENT", "Address", "Base", "Call", "Copy", "Loop", "Plan", "Scratch", "Slot", "make", "verify"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
 from graphc.ir.graph import Graph, Literal, Value
 from graphc.plan import text
-from graphc.plan.steps import Address, Base, Call, Copy, Slot, Step
+from graphc.plan.steps import Address, Base, Call, Copy, Loop, Slot, Step
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -36,6 +36,21 @@ class Plan:
     @property
     def calls(self) -> tuple[Call, ...]:
         return tuple(step for step in self.steps if isinstance(step, Call))
+
+    @property
+    def loops(self) -> tuple[Loop, ...]:
+        return tuple(step for step in self.steps if isinstance(step, Loop))
+
+    def all(self) -> Iterator[Plan]:
+        """This plan, and those of the steps of its loops."""
+        yield self
+        for loop in self.loops:
+            yield from loop.plan.all()
+
+    @property
+    def entries(self) -> int:
+        """Length of the table: one address for each memory."""
+        return self.entry(Address(Base.ARENA)) + 1
 
     @property
     def copies(self) -> tuple[Copy, ...]:

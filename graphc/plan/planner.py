@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from graphc.ir.graph import Graph, Node, Value
+from graphc.ir.op import Scan
 from graphc.plan.arena import Interval, live_bytes, place
 from graphc.plan.model import Plan
 from graphc.plan.order import orders
-from graphc.plan.steps import Address, Base, Call, Copy, Scratch, Slot, Step, aligned
+from graphc.plan.steps import Address, Base, Call, Copy, Loop, Scratch, Slot, Step, aligned, step_graph
 from graphc.plan.storage import Storages, checks, storages, viewed
 
 _EMPTY: Mapping[Node, int] = {}
@@ -47,10 +48,12 @@ def make(graph: Graph, scratch: Mapping[Node, int] = _EMPTY) -> Plan:
 
     Raises ShapeError where a dimension is not a number.
     """
-    found = storages(graph)
+    plans = {node: make(step_graph(node), scratch) for node in graph.nodes if isinstance(node.op.kind, Scan)}
+    scratch = {**scratch, **{node: plan.arena_bytes for node, plan in plans.items()}}
+    found = storages(graph, (literal for plan in plans.values() for literal in plan.constants))
     drafts = [_draft(found, order, scratch) for order in orders(found)]
     draft = min(drafts, key=lambda draft: max(draft.live_bytes, default=0))
-    return _finish(found, draft, scratch)
+    return _finish(found, draft, scratch, plans)
 
 
 # Copies --------------------------------------------------------------------------------------------------------
@@ -164,8 +167,10 @@ def _written_over(found: Storages, node: Node, time: int, live: Mapping[Value, t
 # The plan ------------------------------------------------------------------------------------------------------
 
 
-def _finish(found: Storages, draft: _Draft, scratch: Mapping[Node, int]) -> Plan:
+def _finish(found: Storages, draft: _Draft, scratch: Mapping[Node, int], plans: Mapping[Node, Plan]) -> Plan:
     offsets, arena_bytes = place(draft.intervals, max(draft.live_bytes, default=0))
+
+    table = {literal.data: Address(Base.CONSTANT, index) for index, literal in enumerate(found.constants)}
 
     def in_arena(key: Value | Node) -> Address:
         return Address(Base.ARENA, 0, offsets[draft.interval_of[key]])
@@ -177,13 +182,13 @@ def _finish(found: Storages, draft: _Draft, scratch: Mapping[Node, int]) -> Plan
         if isinstance(item, _Move):
             target = in_arena(item.target) if isinstance(item.target, Value) else item.target
             return Copy(item.source, address(item.source), target, item.source.type.nbytes)
-        return Call(
-            item,
-            tuple(address(found.root[value]) for value in item.inputs),
-            tuple(address(value) for value in found.makes(item)),
-            Scratch(in_arena(item), scratch[item]) if scratch.get(item, 0) else None,
-            checks(item),
-        )
+        operands = tuple(address(found.root[value]) for value in item.inputs)
+        results = tuple(address(value) for value in found.makes(item))
+        room = Scratch(in_arena(item), scratch[item]) if scratch.get(item, 0) else None
+        if item in plans:
+            constants = tuple(table[literal.data] for literal in plans[item].constants)
+            return Loop(item, operands, results, plans[item], constants, room)
+        return Call(item, operands, results, room, checks(item))
 
     def slot(value: Value) -> Slot:
         root, node = found.root[value], value.node

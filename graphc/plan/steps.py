@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from graphc.ir.graph import Node, Value
+from graphc.ir.graph import Graph, Node, Value
+
+if TYPE_CHECKING:
+    from graphc.plan.model import Plan
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
@@ -81,4 +86,34 @@ class Copy:
     bytes: int
 
 
-Step = Call | Copy
+@dataclass(frozen=True, eq=False, slots=True)
+class Loop:
+    """A scan to run: `plan`, that of its step (`step_graph`), as often as the node says.
+
+    The step finds slices and stacked results at their places in the operands and results, its carries in the final
+    ones, which are first copied there. `constants` is where those of the step lie, and `scratch` holds its arena.
+    """
+
+    node: Node
+    operands: tuple[Address, ...]
+    results: tuple[Address, ...]
+    plan: Plan
+    constants: tuple[Address, ...]
+    scratch: Scratch | None = None
+
+
+Step = Call | Copy | Loop
+
+
+def read_back(body: Graph) -> Mapping[int, int]:
+    """The carries of a step that are results too, and which: a step reads them where the one before stored them."""
+    place = {value: number for number, value in reversed(list(enumerate(body.outputs)))}
+    return {number: place[value] for number, (_, value) in enumerate(body.next) if value in place}
+
+
+def step_graph(node: Node) -> Graph:
+    """What one step of a scan computes in its memory: a carry that is read back is not written."""
+    body: Graph = node.attrs["body"]
+    back = read_back(body)
+    next = tuple(pair for number, pair in enumerate(body.next) if number not in back)
+    return Graph(body.name, body.inputs, body.state, body.nodes, body.outputs, next)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from graphc.ir.graph import Graph, Literal, Node, Value
+from graphc.ir.op import Scan
 from graphc.passes.forms import may_alias
 from graphc.plan.steps import Address, Base
 
@@ -63,10 +64,10 @@ class Storages:
         return self._overwrites[key]
 
 
-def storages(graph: Graph) -> Storages:
-    """Find the storages of a graph and the homes of those that are not the arena's."""
+def storages(graph: Graph, inner: Iterable[Literal] = ()) -> Storages:
+    """Find the storages of a graph and the homes of those that are not the arena's. `inner`: constants of its loops."""
     root = _roots(graph)
-    home, constants = _homes(graph, root)
+    home, constants = _homes(graph, root, inner)
     calls = tuple(node for node in graph.nodes if node.op.name not in ("reshape", "constant"))
     before = {node: dict.fromkeys(maker for v in node.inputs for maker in _makers(v)) for node in calls}
     after: dict[Node, dict[Node, None]] = {node: {} for node in calls}
@@ -98,21 +99,20 @@ def _roots(graph: Graph) -> dict[Value, Value]:
     return found
 
 
-def _homes(graph: Graph, root: Mapping[Value, Value]) -> tuple[dict[Value, Address], tuple[Literal, ...]]:
+def _homes(
+    graph: Graph, root: Mapping[Value, Value], inner: Iterable[Literal]
+) -> tuple[dict[Value, Address], tuple[Literal, ...]]:
     home = {value: Address(Base.INPUT, index) for index, value in enumerate(graph.inputs)}
     home |= {value: Address(Base.STATE, index) for index, value in enumerate(graph.state)}
-    pool: dict[bytes, int] = {}
-    literals: list[Literal] = []
-    for node in graph.nodes:
-        if node.op.name == "constant":
-            literal: Literal = node.attrs["value"]
-            if literal.data not in pool:
-                pool[literal.data] = len(literals)
-                literals.append(literal)
-            home[node.output] = Address(Base.CONSTANT, pool[literal.data])
+    tables = {node.output: node.attrs["value"] for node in graph.nodes if node.op.name == "constant"}
+    pool: dict[bytes, Literal] = {}
+    for literal in (*tables.values(), *inner):
+        pool.setdefault(literal.data, literal)
+    place = {data: Address(Base.CONSTANT, index) for index, data in enumerate(pool)}
+    home |= {value: place[literal.data] for value, literal in tables.items()}
     for index, value in enumerate(graph.outputs):
         home.setdefault(root[value], Address(Base.OUTPUT, index))
-    return home, tuple(literals)
+    return home, tuple(pool.values())
 
 
 def _makers(value: Value) -> Iterable[Node]:
@@ -136,6 +136,8 @@ def _ancestors(before: Mapping[Node, Iterable[Node]], nodes: Iterable[Node]) -> 
 
 def _overwrites(root: Mapping[Value, Value], node: Node, old: Value, output: int) -> bool:
     reading = [position for position, value in enumerate(node.inputs) if root[value] is old]
+    if isinstance(node.op.kind, Scan):  # a final carry may lie where the first one did
+        return all(position == output < len(node.attrs["body"].state) for position in reading)
     return all(node.op.name == "kernel" and may_alias(node, position, output) for position in reading)
 
 

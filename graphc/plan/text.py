@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from graphc.ir.graph import Graph, Value
-from graphc.plan.steps import Base, Call, Copy, Slot, Step
+from graphc.plan.steps import Base, Call, Copy, Loop, Slot, Step
 
 if TYPE_CHECKING:
     from graphc.plan.model import Plan
@@ -16,18 +16,21 @@ CHART = 64  # characters of the longest chart of live ranges
 
 
 def render(plan: Plan) -> str:
-    """All of a plan, as lines of text that end with a newline."""
+    """All of a plan, as lines of text that end with a newline; the plans of its loops' steps are indented."""
     names = _names(plan.graph)
     blocks = [_summary(plan), _steps(plan, names), _values(plan, names)]
+    blocks += [["    " + line for line in render(loop.plan).split("\n")[:-1]] for loop in plan.loops]
     return "\n\n".join("\n".join(line.rstrip() for line in block) for block in blocks if block) + "\n"
 
 
 def _summary(plan: Plan) -> list[str]:
+    loops = f"loops {len(plan.loops)}, " if plan.loops else ""
     over = sum(slot.over is not None for slot in plan.slots.values())
     views = sum(slot.view is not None for slot in plan.slots.values())
     ratio = plan.arena_bytes / plan.lower_bound if plan.lower_bound else 1.0
     lines = [
-        f"plan {plan.graph.name}: calls {len(plan.calls)}, copies {len(plan.copies)}, views {views}, in place {over}",
+        f"plan {plan.graph.name}: calls {len(plan.calls)}, {loops}copies {len(plan.copies)}, views {views}, "
+        f"in place {over}",
         f"arena {plan.arena_bytes} bytes, {ratio:.3f} x the {plan.lower_bound} that are live at once",
     ]
     if plan.constants:
@@ -57,11 +60,18 @@ def _step(step: Step, names: Mapping[Value, str]) -> str:
     match step:
         case Copy(value, source, target):
             return f"copy {names.get(value, f'%{value.name}')} from {source} to {target}"
-        case Call(node=node):
+        case Call(node=node) | Loop(node=node):
             results = ", ".join(names[value] for value in node.outputs)
             operands = ", ".join(names[value] for value in node.inputs)
             scratch = f" with {step.scratch.bytes} bytes at {step.scratch.address}" if step.scratch else ""
-            return f"{results} = {node.attrs['name'] if 'body' in node.attrs else node.op.name} {operands}{scratch}"
+            return f"{results} = {_called(step)} {operands}{scratch}"
+
+
+def _called(step: Call | Loop) -> str:
+    attrs = step.node.attrs
+    if isinstance(step, Loop):
+        return f"{attrs['length']} x {attrs['body'].name}"
+    return str(attrs.get("name", step.node.op.name))
 
 
 def _values(plan: Plan, names: Mapping[Value, str]) -> list[str]:

@@ -9,7 +9,8 @@ shared with the planner: what is a view, what is a check and what may be overwri
     result has exactly an operand's place and `may_alias` allows it;
  4. inputs and constants are never written, state not before the last check;
  5. the constants are the graph's literals;
- 6. at the end each output carries its value, each state its next value or the old one.
+ 6. the plan of a loop's step computes the step, finds its constants, and has room for its arena;
+ 7. at the end each output carries its value, each state its next value or the old one.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from collections.abc import Mapping, Sequence
 
 from graphc.errors import VerifyError
 from graphc.ir.graph import Graph, Node, Value
+from graphc.ir.op import Scan
 from graphc.passes.forms import may_alias
 from graphc.plan.model import Plan
-from graphc.plan.steps import ALIGNMENT, Address, Base, Call, Copy
+from graphc.plan.steps import ALIGNMENT, Address, Base, Call, Copy, Loop
 
 Tag = Value | None
 Range = tuple[Base, int, int, int]  # memory, its number, first byte, byte behind the last
@@ -82,6 +84,11 @@ class _Simulation:
             match step:
                 case Call():
                     self._call(step, checks)
+                    if step.is_check != _has_check(step.node):
+                        raise VerifyError(f"{step.node!r} is{'' if step.is_check else ' not'} planned as a check")
+                case Loop():
+                    self._call(step, checks)
+                    self._inner(step)
                 case Copy():
                     self._copy(step, checks)
         wanted = {node for node in self.graph.nodes if node.op.name not in ("reshape", "constant")}
@@ -137,7 +144,7 @@ class _Simulation:
 
     # Steps
 
-    def _call(self, call: Call, checks: set[Node]) -> None:
+    def _call(self, call: Call | Loop, checks: set[Node]) -> None:
         node = call.node
         if node in self.called:
             raise VerifyError(f"{node!r} is called twice", node.location)
@@ -162,8 +169,22 @@ class _Simulation:
         for write, value in zip(writes, (*results, None)):
             self._write(write, value, checks)
         self.called.add(node)
-        if call.is_check != _has_check(node):
-            raise VerifyError(f"{node!r} is{'' if call.is_check else ' not'} planned as a check", node.location)
+
+    def _inner(self, loop: Loop) -> None:
+        body: Graph = loop.node.attrs["body"]
+        graph, plan = loop.plan.graph, loop.plan
+        whole = (body.inputs, body.state, body.nodes, body.outputs)
+        if (graph.inputs, graph.state, graph.nodes, graph.outputs) != whole:
+            raise VerifyError(f"the plan in {loop.node!r} is not of its step", loop.node.location)
+        for state, value in body.next:
+            if dict(graph.next).get(state) is not value and (state in dict(graph.next) or value not in body.outputs):
+                raise VerifyError(f"the step of {loop.node!r} loses carry %{state.name}", loop.node.location)
+        verify(graph, plan)
+        found = [self.plan.constants[address.index].data for address in loop.constants]
+        if found != [literal.data for literal in plan.constants]:
+            raise VerifyError(f"the constants of {loop.node!r} lie elsewhere", loop.node.location)
+        if plan.arena_bytes > (loop.scratch.bytes if loop.scratch else 0):
+            raise VerifyError(f"the step of {loop.node!r} has no room for its arena", loop.node.location)
 
     def _copy(self, copy: Copy, checks: set[Node]) -> None:
         read, write = self._range(copy.source, copy.bytes), self._range(copy.target, copy.bytes)
@@ -230,4 +251,6 @@ def _source(node: Node) -> Value | None:
 
 
 def _allowed(node: Node, operand: int, output: int) -> bool:
+    if isinstance(node.op.kind, Scan):
+        return operand == output < len(node.attrs["body"].state)
     return node.op.name == "kernel" and may_alias(node, operand, output)

@@ -61,13 +61,14 @@ class Executable:
         return outputs
 
     def times(self, inputs: Sequence[Array], state: Sequence[Array], repeat: int) -> Array:
-        """Seconds of each step of the plan, one row per repetition, on a copy of the state.
+        """Seconds of each step of the plan, then of those in its loops (`Plan.all`), one row per repetition.
 
-        The processor's counter is read around each call; the whole step, timed from outside, says how fast it counts.
+        Works on a copy of the state. The processor's counter is read around each call; the whole step, timed from
+        outside, says how fast it counts.
         """
         timed = compile(code.emit_timed(self.plan, self.kernels, threaded=self.threads > 1), self._symbols())
         run = self._entry(timed)
-        counts = np.zeros((repeat, self.threads, len(self.plan.steps) + 1), np.int64)
+        counts = np.zeros((repeat, self.threads, code.columns(self.plan)[1]), np.int64)
         elapsed = 0.0
         with self.lock:
             copies = [array.copy() for array in state]
@@ -82,8 +83,8 @@ class Executable:
                 if failed:
                     raise self._failure(failed, table)
             del outputs
-        cycles = np.diff(counts[:, 0], axis=1)
-        seconds: Array = cycles * (elapsed / max(1, int(cycles.sum())))
+        cycles = counts[:, 0]
+        seconds: Array = cycles * (elapsed / max(1, int(cycles[:, : len(self.plan.steps)].sum())))
         return seconds
 
     def enter(self, inputs: Sequence[Array], state: Sequence[Array], outputs: Sequence[Array]) -> None:

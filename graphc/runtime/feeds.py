@@ -8,6 +8,7 @@ import numpy as np
 
 from graphc.errors import FeedError, FeedTypeError
 from graphc.ir.graph import Graph, Value
+from graphc.ir.op import Scan
 from graphc.ir.types import DType
 
 Array = np.ndarray[Any, Any]
@@ -88,7 +89,10 @@ def _limits(graph: Graph) -> dict[Value, int]:
     found: dict[Value, int] = {}
     for node in graph.nodes:
         inner = _limits(node.attrs["body"]) if "body" in node.attrs else {}
-        for value, parameter in zip(node.inputs, node.attrs["body"].inputs if inner else (), strict=False):
+        parameters = (
+            Scan.parameters(node) if isinstance(node.op.kind, Scan) else node.attrs["body"].inputs if inner else ()
+        )
+        for value, parameter in zip(node.inputs, parameters, strict=False):
             if parameter in inner:
                 found[value] = min(inner[parameter], found.get(value, inner[parameter]))
         match node.op.name:

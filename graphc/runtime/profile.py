@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from graphc.ir.graph import Node
 from graphc.passes.manager import work_of
-from graphc.plan import Call
+from graphc.plan import Call, Copy, Loop, Plan
 from graphc.runtime.executable import Executable
 
 Array = np.ndarray[Any, Any]
@@ -60,16 +61,26 @@ class Profile:
 
 
 def measure(executable: Executable, inputs: Sequence[Array], state: Sequence[Array], repeat: int) -> Profile:
-    """Run the step `repeat` times on copies of the state, and take the median of each call."""
-    seconds = np.median(executable.times(inputs, state, repeat), axis=0)
-    rows = []
-    for step, elapsed in zip(executable.plan.steps, seconds, strict=True):
-        if isinstance(step, Call):
-            work = work_of(step.node)
-            where = step.node.location
-            rows.append(
-                Row(step.node.attrs["name"], where.short if where else "", float(elapsed), work.operations, work.bytes)
-            )
-        else:
-            rows.append(Row("copy", "", float(elapsed), 0, 2 * step.bytes))
-    return Profile(tuple(rows))
+    """Run the step `repeat` times on copies of the state, and take the median of each call, summed over its rounds."""
+    found = iter(executable.times(inputs, state, repeat).T)
+    times = {plan: [next(found) for _ in plan.steps] for plan in executable.plan.all()}
+    return Profile(tuple(_rows(executable.plan, times, 1)))
+
+
+def _rows(plan: Plan, times: Mapping[Plan, Sequence[Array]], rounds: int) -> Iterator[Row]:
+    """The rows of a plan that is run so many times, in order; a loop's own is what is left beside its steps."""
+    for step, seconds in zip(plan.steps, times[plan], strict=True):
+        match step:
+            case Copy():
+                yield Row("copy", "", float(np.median(seconds)), 0, 2 * step.bytes * rounds)
+            case Call(node=node):
+                work = work_of(node)
+                yield _row(node.attrs["name"], node, seconds, work.operations * rounds, work.bytes * rounds)
+            case Loop(node=node):
+                yield _row(f"loop {node.attrs['body'].name}", node, seconds - sum(times[step.plan]))
+                yield from _rows(step.plan, times, rounds * node.attrs["length"])
+
+
+def _row(name: str, node: Node, seconds: Array, operations: int = 0, bytes: int = 0) -> Row:
+    line = node.location.short if node.location else ""
+    return Row(name, line, float(np.median(seconds)), operations, bytes)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from html import escape
 
 from graphc.ir.graph import Graph, Node, Value
-from graphc.ir.op import Call, Contraction, Elementwise, Generator, Kind, Movement, Reduction
+from graphc.ir.op import Call, Contraction, Elementwise, Generator, Kind, Movement, Reduction, Scan
 
 _COLOURS: dict[type[Kind], str] = {
     Generator: "#eeeeee",
@@ -19,6 +19,7 @@ _COLOURS: dict[type[Kind], str] = {
     Reduction: "#dcfce7",
     Contraction: "#fee2e2",
     Call: "#fef9c3",
+    Scan: "#fde68a",
 }
 _OPAQUE, _PARAMETER, _STATE = "#ffedd5", "#ffffff", "#e0f2f1"
 BOX, GAP, LAYER, LETTER = 34, 24, 84, 7.0  # heights and distances of an SVG, and the width of a letter
@@ -87,12 +88,21 @@ def _label(box: Box, graph: Graph) -> tuple[str, str]:
         case Value():
             return f"%{box.name}", str(box.type)
         case Node():
-            name = box.attrs["name"] if isinstance(box.op.kind, Call) else box.op.name
+            name = _name(box)
             spec = f" {box.attrs['spec']}" if "spec" in box.attrs else ""
             where = f"  {box.location.short}" if box.location else ""
             return f"{name}{spec}", ", ".join(str(v.type) for v in box.outputs) + where
     updated = ", ".join(f"%{state.name}" for state, _ in graph.next)
     return "return", f"next {updated}" if updated else ", ".join(str(v.type) for v in graph.outputs)
+
+
+def _name(node: Node) -> str:
+    match node.op.kind:
+        case Call():
+            return str(node.attrs["name"])
+        case Scan():
+            return f"{node.attrs['length']} x {node.attrs['body'].name}"
+    return node.op.name
 
 
 def _colour(box: Box, graph: Graph) -> str:

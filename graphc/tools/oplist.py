@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 
 import graphc.ops  # noqa: F401  fills the table
-from graphc.ir.op import OPS, Op
+from graphc.ir.op import OPS, Op, Scan
 from graphc.ir.text import attribute_names
 from graphc.ops.define import zero_gradient
 
-_KINDS = ("Generator", "Elementwise", "Movement", "Reduction", "Contraction", "Opaque", "Call")
+_KINDS = ("Generator", "Elementwise", "Movement", "Reduction", "Contraction", "Opaque", "Call", "Scan")
 
 
 def render() -> str:
@@ -31,7 +31,7 @@ def render() -> str:
 def _gradient(op: Op) -> str:
     match op.vjp:
         case None:
-            return "none"
+            return "yes" if isinstance(op.kind, Scan) else "none"
         case rule if rule is zero_gradient:
             return "zero"
         case _:

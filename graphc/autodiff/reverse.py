@@ -1,19 +1,23 @@
 """Symbolic reverse-mode differentiation: a walk over the nodes, output first, applying each op's own gradient rule.
 
-Knows no op by name. Gradients are ordinary graph, so they can be printed and differentiated again. Each gradient
-node takes the source line of the node that it is derived from.
+Knows no op by name. Only the rule of scans is here (`loops`), as it needs the walk itself for the step. Gradients are
+ordinary graph, so they can be printed and differentiated again. Each gradient node takes the source line of the node
+that it is derived from.
 
 A gradient of zero and a missing gradient rule differ: `None` for an operand is zero, an op without a rule raises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from graphc import ops
+from graphc.autodiff import loops
 from graphc.errors import GradientError
 from graphc.ir import source
 from graphc.ir.graph import Node, Value, topological
+from graphc.ir.op import Scan
+from graphc.ops.control import depending
 
 
 def grad(output: Value, wrt: Sequence[Value], cotangent: Value | None = None) -> tuple[Value, ...]:
@@ -25,20 +29,26 @@ def grad(output: Value, wrt: Sequence[Value], cotangent: Value | None = None) ->
     """
     wrt = tuple(wrt)
     seed = _seed(output, cotangent)
-    nodes = topological([output])
-    _require_connected(output, wrt, nodes)
-    active = _depending(nodes, wrt)
-    cotangents: dict[Value, Value] = {output: seed}
+    _require_connected(output, wrt, topological([output]))
+    cotangents = pull({output: seed}, wrt)
+    return tuple(cotangents[v] if v in cotangents else ops.full_like(v, 0) for v in wrt)
+
+
+def pull(seeds: Mapping[Value, Value], wrt: Sequence[Value]) -> dict[Value, Value]:
+    """The cotangents of those of `wrt` that have one, when the values in `seeds` have those."""
+    nodes = topological(seeds)
+    active = depending(nodes, wrt)
+    cotangents = dict(seeds)
     for node in reversed(nodes):
         if not active.intersection(node.outputs):
             continue
-        for value, share in _shares(node, cotangents):
+        for value, share in _shares(node, cotangents, active):
             if value not in active:
                 continue
             with source.located(node.location):
                 known = cotangents.get(value)
                 cotangents[value] = share if known is None else ops.add(known, share)
-    return tuple(cotangents[v] if v in cotangents else ops.full_like(v, 0) for v in wrt)
+    return {value: cotangents[value] for value in wrt if value in cotangents}
 
 
 def _seed(output: Value, cotangent: Value | None) -> Value:
@@ -64,25 +74,19 @@ def _require_connected(output: Value, wrt: Sequence[Value], nodes: Sequence[Node
             raise GradientError(f"{output.type} does not depend on {name}: {value.type}", location)
 
 
-def _depending(nodes: Sequence[Node], wrt: Sequence[Value]) -> set[Value]:
-    """The values on a way from `wrt`."""
-    found = set(wrt)
-    for node in nodes:
-        if found.intersection(node.inputs):
-            found.update(node.outputs)
-    return found
-
-
-def _shares(node: Node, cotangents: dict[Value, Value]) -> list[tuple[Value, Value]]:
+def _shares(node: Node, cotangents: dict[Value, Value], active: set[Value]) -> list[tuple[Value, Value]]:
     """What the node hands on to each of its operands."""
     found = [cotangents[v] for v in node.outputs if v in cotangents]
     if not found:
         return []
-    if node.op.vjp is None:
-        raise GradientError(f"{node.op.name} has no gradient rule", node.location)
     with source.located(node.location):
-        shares = node.op.vjp(found[0], node)
-    pairs = [(v, share) for v, share in zip(node.inputs, shares, strict=True) if share is not None]
+        if isinstance(node.op.kind, Scan):
+            pairs = loops.shares(node, cotangents, active, pull)
+        elif node.op.vjp is None:
+            raise GradientError(f"{node.op.name} has no gradient rule", node.location)
+        else:
+            shares = node.op.vjp(found[0], node)
+            pairs = [(v, share) for v, share in zip(node.inputs, shares, strict=True) if share is not None]
     for value, share in pairs:
         assert share.type == value.type, f"{node.op.name}: the cotangent of {value.type} is {share.type}"
     return pairs

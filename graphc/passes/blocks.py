@@ -1,0 +1,118 @@
+"""Matrices that every step of a scan multiplies by are laid out once, before it, as the product reads them.
+
+Before: a step with `%0 = contract %c0, %w0 spec="mk,nk->mn"` of its constant `%w0: f32[1024,256]`.
+After:  the constant is `f32[16,256,64]`, transposed outside: blocks of 64 neighbouring n, in each of which they stand
+        side by side for one k after the other. The step computes `spec="mk,bkn->mbn"` and reshapes, which is a view.
+
+Vectors then run along n without gaps, one block after the other is read from end to end, and threads that share the
+blocks keep each its own in its cache from step to step. It is done where the letter that only the matrix has is last in
+the result, and the matrix is not dense along it, or its rows are so far apart that they compete for their place in the
+cache.
+"""
+
+from __future__ import annotations
+
+from string import ascii_letters
+
+from graphc import ops
+from graphc.ir.graph import Graph, Node, Value, copy_node, make_node, rebuild, topological
+from graphc.ir.op import Contraction, Scan
+from graphc.ops.contraction import letters
+from graphc.ops.control import Parts, depending
+from graphc.passes.manager import graph_pass
+
+WIDTH = 256  # bytes of a block's rows: four vectors of the widest registers, with which a tile can be square
+NARROWEST = 64  # bytes
+ALIASED = 1024  # bytes: rows that are multiples of it apart share few places in the first-level cache
+
+
+@graph_pass
+def block_weights(graph: Graph) -> Graph:
+    """Lay out the matrices that the steps of a scan read.
+
+    Before: `contract %c0, %w0 spec="mk,nk->mn"` in a step, `%w0: f32[1024,256]`. After: `%w0: f32[16,256,64]`.
+    """
+    if not any(isinstance(node.op.kind, Scan) for node in graph.nodes):
+        return graph
+    return rebuild(graph, _blocked)
+
+
+def _blocked(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+    if not isinstance(node.op.kind, Scan):
+        return copy_node(node, inputs)
+    parts, body = Parts.of(node, inputs), node.attrs["body"]
+    outer = dict(zip(parts.fixed, parts.constants, strict=True))
+    varying = depending(body.nodes, (*body.state, *parts.sliced))
+    inner: dict[tuple[Value, str], Value] = {}
+    outside: list[Value] = []
+
+    def transform(product: Node, operands: tuple[Value, ...]) -> tuple[Value, ...]:
+        place = _matrix(product, outer, varying)
+        layout = None if place is None else _Layout.of(product, place)
+        if place is None or layout is None:
+            return copy_node(product, operands)
+        key = product.inputs[place], layout.order
+        if key not in inner:
+            laid = layout.apply(outer[key[0]])
+            inner[key] = Value(laid.type, name=f"blocks{len(inner)}")
+            outside.append(laid)
+        given = [inner[key] if number == place else value for number, value in enumerate(operands)]
+        return (ops.reshape(ops.contract(*given, spec=layout.spec), shape=product.output.shape),)
+
+    found = rebuild(body, transform)
+    if found is body:
+        return copy_node(node, inputs)
+    step = Graph(
+        body.name, (*body.inputs, *inner.values()), body.state, topological(found.results), found.outputs, found.next
+    )
+    return make_node(node.op, (*inputs, *outside), {**node.attrs, "body": step}).outputs
+
+
+def _matrix(node: Node, outer: dict[Value, Value], varying: set[Value]) -> int | None:
+    """Which operand of a product is a constant of the loop, while the other varies."""
+    if not isinstance(node.op.kind, Contraction):
+        return None
+    places = [n for n in (0, 1) if node.inputs[n] in outer and node.inputs[1 - n] in varying]
+    return places[0] if places else None
+
+
+class _Layout:
+    """How a matrix is stored: `shape` to reshape it to, then its axes in `order`."""
+
+    def __init__(self, shape: tuple[int, ...], order: str, axes: str, spec: str) -> None:
+        self.shape, self.order, self.axes, self.spec = shape, order, axes, spec
+
+    @staticmethod
+    def of(node: Node, place: int) -> _Layout | None:
+        """The layout for an operand of a product; None where it is good as it is."""
+        *parts, result = letters(node.attrs["spec"])
+        mine, other, matrix = parts[place], parts[1 - place], node.inputs[place].type
+        own = [letter for letter in mine if letter not in other]
+        if len(own) != 1 or result[-1] != own[0] or any(c in result for c in mine if c in other):
+            return None
+        (column,) = own
+        extent, size = matrix.extents[mine.index(column)], matrix.dtype.itemsize
+        is_dense = mine[-1] == column
+        width = _width(extent, size)
+        if is_dense and (width == extent or extent * size % ALIASED):
+            return None
+        block = next(letter for letter in ascii_letters if letter not in mine + other)
+        shape: list[int] = []
+        for letter, whole in zip(mine, matrix.extents, strict=True):
+            shape += [whole // width, width] if letter == column else [whole]
+        axes = mine.replace(column, block + column)
+        order = block + "".join(c for c in other if c in mine) + column
+        specs = [parts[0], parts[1]]
+        specs[place] = order
+        return _Layout(tuple(shape), order, axes, f"{specs[0]},{specs[1]}->{result[:-1]}{block}{column}")
+
+    def apply(self, matrix: Value) -> Value:
+        """The matrix in this layout."""
+        return ops.transpose(ops.reshape(matrix, shape=self.shape), perm=[self.axes.index(c) for c in self.order])
+
+
+def _width(extent: int, size: int) -> int:
+    """Columns of a block: as many as divide the extent; all of them where no number of whole vectors does."""
+    vectors = range(WIDTH // NARROWEST, 0, -1)
+    step = NARROWEST // size
+    return next((n * step for n in vectors if extent % (n * step) == 0), extent)
