@@ -10,6 +10,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def multiply_adds(lanes: int) -> str:
 
 
 def reads(lanes: int) -> str:
-    """`void spin(ptr data, i64 period, i64 count)`: `count` rounds of vectors are read, from the start after `period`."""
+    """`void spin(ptr data, i64 period, i64 count)`: read `count` rounds of vectors, going around after `period`."""
     vector, body = f"<{lanes} x float>", []
     for n in range(ACCUMULATORS):
         body += [
@@ -41,7 +42,7 @@ def reads(lanes: int) -> str:
 
 
 def _loop(lanes: int, body: Iterable[str]) -> str:
-    """A loop that makes vectors %c0, %c1, ... of %b0, %b1, ..., at first %a0, ... from memory; they are stored there."""
+    """A loop that makes vectors %c0, %c1, ... of %b0, %b1, ...: first of %a0, %a1, ... in memory; stores the last."""
     vector, numbers = f"<{lanes} x float>", range(ACCUMULATORS)
     return "\n".join((
         f"declare {vector} @llvm.fmuladd({vector}, {vector}, {vector})",
@@ -111,7 +112,7 @@ class Loop:
 
 
 class Machine:
-    """The limits of so many threads: arithmetic, and reading as many bytes as a step moves, whichever cache has them."""
+    """The limits of so many threads: arithmetic, and reading again and again as many bytes as a step moves."""
 
     def __init__(self, threads: int, sizes: Iterable[float]) -> None:
         self.arithmetic = Loop(multiply_adds, threads)
@@ -137,6 +138,11 @@ class Machine:
     def seconds(self, operations: float, size: float) -> float:
         """The least that a step can take, which does so many operations and moves so many bytes (0: few)."""
         return max(operations / self.operations, size / self.bandwidth(size) if size else 0.0)
+
+    def record(self) -> dict[str, Any]:
+        """For the JSON."""
+        sizes = {f"{size:.0f}": self.bandwidth(size) for size in self.memory}
+        return {"flops_per_second": self.operations, "bytes_per_second_by_bytes": sizes, "probes": self.probes}
 
     def __str__(self) -> str:
         reads = (f", {self.bandwidth(size) / 1e9:.1f} GB/s from {size / 1e6:.4g} MB" for size in self.memory)

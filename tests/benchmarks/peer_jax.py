@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+
+import jax
+import jax.numpy as np
+from jax import lax
 
 HEADS, LR = 4, 0.01
 
 
 def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: Any, threads: int) -> Callable[[], Any]:
     """One step."""
-    os.environ["XLA_FLAGS"] = "" if threads > 1 else "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    import jax
-    import jax.numpy as np
-    from jax import lax
 
     def linear(p: Any, x: Any, key: str) -> Any:
         return x @ p[f"{key}.weight"].T + p[f"{key}.bias"]

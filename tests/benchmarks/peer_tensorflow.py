@@ -12,8 +12,6 @@ HEADS, LR = 4, 0.01
 
 def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: Any, threads: int) -> Callable[[], Any]:
     """One step; `variant` is "graph" or "xla"."""
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
     p = {}
     for key, array in state.items():
         if array.dtype.kind == "f" and "running" not in key:
