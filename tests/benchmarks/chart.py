@@ -9,7 +9,8 @@ from typing import Any
 COLOURS = {
     "torch-eager": "#e4572e",
     "torch-compile": "#f28f6b",
-    "torch-channels_last": "#f9c2ab",
+    "torch-channels_last": "#b03a1e",
+    "torch-compile_channels_last": "#f9c2ab",
     "jax": "#3d7ea6",
     "tensorflow-graph": "#e0a100",
     "tensorflow-xla": "#f2cf66",
@@ -65,7 +66,16 @@ def draw(records: Sequence[Mapping[str, Any]], contenders: Sequence[str], limits
         axes.spines[side].set_visible(False)
     axes.set_ylabel("time of a step / graphc's (above 1: graphc is faster)")
     axes.set_title(f"machine: {limits}", fontsize=8, color="#555555", loc="left")
-    figure.legend(*axes.get_legend_handles_labels(), ncols=10, fontsize=8, frameon=False, loc="outside lower center")
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda n: list(COLOURS).index(labels[n]) if labels[n] in COLOURS else -1)
+    figure.legend(
+        [handles[n] for n in order],
+        [labels[n] for n in order],
+        ncols=10,
+        fontsize=8,
+        frameon=False,
+        loc="outside lower center",
+    )
     figure.savefig(file, dpi=130)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -34,8 +35,8 @@ from workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).parent
 CONTENDERS = (
-    "graphc", "torch-eager", "torch-compile", "torch-channels_last", "jax", "tensorflow-graph", "tensorflow-xla",
-    "onnxruntime", "pytensor",
+    "graphc", "torch-eager", "torch-compile", "torch-channels_last", "torch-compile_channels_last", "jax",
+    "tensorflow-graph", "tensorflow-xla", "onnxruntime", "pytensor",
 )  # fmt: skip
 IMAGES = ("cnn", "resnet")
 TURNS = 8
@@ -98,8 +99,11 @@ def measure(workload: Workload, options: argparse.Namespace) -> dict[str, dict[s
                 continue
             workers.append(worker)
             other = Worker(contender, workload, options.threads, file, python)
-            found[contender] = {**answer, **other.ask("memory")}
+            memory = other.ask("memory")
             other.close()
+            if "error" in memory:
+                print(f"  {contender}: no figure for memory: {memory.pop('error')}", file=sys.stderr)
+            found[contender] = {**answer, **memory}
         check_losses(found)
         for _ in range(TURNS):
             for worker in workers:
@@ -132,8 +136,10 @@ class Line:
 
     def ratios(self, key: str) -> dict[str, float]:
         """Each peer's figure over graphc's, the lowest first."""
-        own = self.own[key]
-        found = {name: one[key] / own for name, one in self.found.items() if name != "graphc" and key in one and own}
+        own = self.own.get(key)
+        if not own:
+            return {}
+        found = {name: one[key] / own for name, one in self.found.items() if name != "graphc" and key in one}
         return dict(sorted(found.items(), key=lambda pair: pair[1]))
 
     @property
@@ -170,7 +176,7 @@ def table(lines: Sequence[Line], machine: Machine) -> str:
         torch = line.ratios("bytes").get("torch-eager")
         rows.append(
             f"{line.workload.name:12}{line.own['seconds'] * 1e3:10.3f} ms{share:9.0%} {line.own['first']:10.2f} s"
-            f"{line.own['bytes'] / 1e6:8.1f} MB   "
+            f"{line.own.get('bytes', math.nan) / 1e6:8.1f} MB   "
             "{:<32}{:<28}{:<28}".format(*best)
             + (f"{torch:15.2f}" if torch else "")
         )

@@ -8,7 +8,7 @@ Commands come as lines on standard input, answers go as lines of JSON on standar
 
 A process may use as many processors as there are threads, so that what counts processors comes to the same number.
 
-Memory is what is resident. The library first builds and runs the same step for a batch of two, so that what it loads,
+Memory is what is resident. The library first builds and runs the same step for a batch of four, so that what it loads,
 compiles with and never gives back is there; then it builds the real one and takes its own copies of the arrays. From
 there on the peak is counted: the activations and gradients of the steps, and what compiling them takes beyond a small
 one (a library that compiles at the first call, not when it builds, is charged for that).
@@ -46,7 +46,7 @@ class Contender:
         with np.load(file) as arrays:
             self.given = {name[6:]: arrays[name] for name in arrays.files if name.startswith("given/")}
             self.state = {name[6:]: arrays[name] for name in arrays.files if name.startswith("state/")}
-        self.few = {name: array[:2].copy() for name, array in self.given.items()}
+        self.few = {name: array[:4].copy() for name, array in self.given.items()}
         self.step: Any = None
 
     def start(self) -> dict[str, Any]:
