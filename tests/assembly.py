@@ -1,4 +1,4 @@
-"""Reading x86 assembly: the loops that are one block, and what they do."""
+"""Reading assembly of x86-64 and AArch64: the loops that are one block, and what they do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _LABEL = re.compile(r"^(\.LBB\w+):", re.MULTILINE)
-_JUMP = re.compile(r"^\tj\w+\t(\.LBB\w+)", re.MULTILINE)
+_JUMP = re.compile(r"^\t(?:j\w+|b\.\w+|cbn?z\t\w+,|tbn?z\t\w+, #\d+,)\s+(\.LBB\w+)", re.MULTILINE)
+_FRAME = "movq\t%rsp, %rbp"  # else rbp is a register like any other
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,12 @@ class HotLoop:
     """The instructions from a label to the jump back to it."""
 
     text: str
+    has_frame: bool
 
     @property
     def multiply_adds(self) -> list[str]:
         """Fused multiply-adds, packed or not."""
-        return re.findall(r"^\tvfn?m(?:add|sub)\w+\t.*$", self.text, re.MULTILINE)
+        return re.findall(r"^\t(?:vfn?m(?:add|sub)\w+|fmla)\t.*$", self.text, re.MULTILINE)
 
     def packed(self, register: str) -> list[str]:
         """Those on whole registers of a class: `ymm`, `zmm`."""
@@ -28,7 +30,8 @@ class HotLoop:
     @property
     def stack(self) -> list[str]:
         """Instructions that touch the stack."""
-        return re.findall(r"^\t.*\(%r[sb]p.*$", self.text, re.MULTILINE)
+        pointer = r"\(%r[sb]p|\[sp" if self.has_frame else r"\(%rsp|\[sp"
+        return re.findall(rf"^\t.*(?:{pointer}).*$", self.text, re.MULTILINE)
 
     @property
     def stores(self) -> list[str]:
@@ -43,7 +46,7 @@ def loops(assembly: str) -> Iterator[HotLoop]:
         block = assembly[label.end() : following.start() if following else len(assembly)]
         jump = _JUMP.search(block)
         if jump and jump.group(1) == label.group(1):
-            yield HotLoop(block[: jump.end()])
+            yield HotLoop(block[: jump.end()], _FRAME in assembly)
 
 
 def hottest(assembly: str) -> HotLoop:
