@@ -100,7 +100,8 @@ def _tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[Cost
     widest = MOST_SHARED if roles.height >= FEWEST_ROWS and roles.deep > PIECE // 4 else MOST_VECTORS
     found = []
     for vectors in range(1, min(widest, room, -(-roles.width // lanes)) + 1):
-        most = min(roles.height, room // vectors, MOST_ROWS.get(vectors, 8))
+        beside = (target.registers - 1) // vectors - 1  # rows, with a row of the panel and an element of the other
+        most = min(roles.height, room // vectors, beside, MOST_ROWS.get(vectors, 8))
         if _aliased(roles.left.stride(roles.rows) * itemsize):
             most = min(most, ASSOCIATIVE)
         for rows in range(1, most + 1):

@@ -1,21 +1,20 @@
-"""JAX's side of the workloads: one jitted function per step, parameters donated."""
+"""JAX's side of the workloads: one jitted function per step, parameters donated; images channels last."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+
+import jax
+import jax.numpy as np
+from jax import lax
 
 HEADS, LR = 4, 0.01
 
 
 def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: Any, threads: int) -> Callable[[], Any]:
     """One step."""
-    os.environ["XLA_FLAGS"] = "" if threads > 1 else "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    import jax
-    import jax.numpy as np
-    from jax import lax
 
     def linear(p: Any, x: Any, key: str) -> Any:
         return x @ p[f"{key}.weight"].T + p[f"{key}.bias"]
@@ -30,21 +29,23 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
         return -np.mean(np.take_along_axis(logs, label.reshape(-1, 1), 1))
 
     def conv(x: Any, w: Any, stride: int = 1, pad: int = 1) -> Any:
-        return lax.conv_general_dilated(x, w, (stride, stride), [(pad, pad)] * 2)
+        return lax.conv_general_dilated(
+            x, w, (stride, stride), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
 
     def pool(x: Any) -> Any:
-        return lax.reduce_window(x, -np.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+        return lax.reduce_window(x, -np.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
     def cnn(p: Any, x: Any) -> Any:
         for key in ("0", "3"):
-            x = pool(jax.nn.relu(conv(x, p[f"{key}.weight"], 1, 0) + p[f"{key}.bias"][:, None, None]))
-        return linear(p, jax.nn.relu(linear(p, x.reshape(x.shape[0], -1), "7")), "9")
+            x = pool(jax.nn.relu(conv(x, p[f"{key}.weight"], 1, 0) + p[f"{key}.bias"]))
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # torch's order
+        return linear(p, jax.nn.relu(linear(p, x, "7")), "9")
 
     def norm(p: Any, x: Any, key: str) -> Any:
-        mean = x.mean((0, 2, 3), keepdims=True)
-        var = np.square(x - mean).mean((0, 2, 3), keepdims=True)
-        scale, shift = (p[f"{key}.{n}"][:, None, None] for n in ("weight", "bias"))
-        return (x - mean) * lax.rsqrt(var + 1e-5) * scale + shift
+        mean = x.mean((0, 1, 2))
+        var = np.square(x - mean).mean((0, 1, 2))
+        return (x - mean) * lax.rsqrt(var + 1e-5) * p[f"{key}.weight"] + p[f"{key}.bias"]
 
     def resnet(p: Any, x: Any) -> Any:
         x = jax.nn.relu(norm(p, conv(x, p["stem.weight"]), "bn"))
@@ -55,7 +56,7 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
             if n:
                 x = norm(p, conv(x, p[f"{key}.short.weight"], stride, 0), f"{key}.bn3")
             x = jax.nn.relu(x + y)
-        return linear(p, x.mean((2, 3)), "fc")
+        return linear(p, x.mean((1, 2)), "fc")
 
     def layer_norm(p: Any, x: Any, key: str) -> Any:
         mean = x.mean(-1, keepdims=True)
@@ -89,7 +90,7 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
             return (h, c), h
 
         zero = np.zeros((x.shape[0], w.shape[0]), x.dtype)
-        _, outputs = lax.scan(cell, (zero, zero), sums.transpose(1, 0, 2))
+        _, outputs = lax.scan(cell, (zero, zero), sums.transpose(1, 0, 2), unroll=5)
         return linear(p, outputs.transpose(1, 0, 2), "head")
 
     def elementwise(p: Any, d: Any) -> Any:
@@ -110,8 +111,12 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
         "elementwise": elementwise,
         "layernorm": lambda p, d: np.sum(jax.nn.gelu(layer_norm(p, d["x"], "ln"), approximate=True) * d["w"]),
     }[name]
-    p = {key: np.asarray(array) for key, array in state.items() if array.dtype.kind == "f"}
-    arrays = {key: np.asarray(array) for key, array in given.items()}
+    p = {
+        key: np.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
+        for key, array in state.items()
+        if array.dtype.kind == "f" and "running" not in key
+    }
+    arrays = {key: np.asarray(a.transpose(0, 2, 3, 1) if a.ndim == 4 else a) for key, a in given.items()}
     if kind == "infer":
         function = jax.jit(value)
         if name == "mlp_infer1":

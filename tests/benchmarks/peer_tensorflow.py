@@ -12,8 +12,6 @@ HEADS, LR = 4, 0.01
 
 def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: Any, threads: int) -> Callable[[], Any]:
     """One step; `variant` is "graph" or "xla"."""
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
     p = {}
     for key, array in state.items():
         if array.dtype.kind == "f" and "running" not in key:
@@ -82,16 +80,17 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
         return linear(layer_norm(x, "ln"), "head")
 
     def lstm(x: Any) -> Any:
+        """Written out in a graph; a loop for XLA, whose compiler takes minutes for it otherwise."""
         sums = linear_ih(x)
         hidden = cell = tf.zeros((x.shape[0], 256))
-        outputs = []
-        for t in range(x.shape[1]):
+        outputs = tf.TensorArray(tf.float32, x.shape[1], element_shape=hidden.shape)
+        for t in tf.range(x.shape[1]) if variant == "xla" else range(x.shape[1]):
             now = sums[:, t] + tf.matmul(hidden, p["lstm.weight_hh_l0"], transpose_b=True)
             i, f, g, o = tf.split(now, 4, -1)
             cell = tf.sigmoid(f) * cell + tf.sigmoid(i) * tf.tanh(g)
             hidden = tf.sigmoid(o) * tf.tanh(cell)
-            outputs.append(hidden)
-        return linear(tf.stack(outputs, 1), "head")
+            outputs = outputs.write(t, hidden)
+        return linear(tf.transpose(outputs.stack(), (1, 0, 2)), "head")
 
     def linear_ih(x: Any) -> Any:
         product = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), p["lstm.weight_ih_l0"], transpose_b=True)

@@ -124,18 +124,20 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Mapping[str, Any]]
 
 
 def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: Any, threads: int) -> Callable[[], Any]:
-    """One step; `variant` is "eager", "compile" or "channels_last"."""
+    """One step; `variant` is "eager", "compile", "channels_last" or "compile_channels_last"."""
+    torch.compiler.reset()  # a step built before, with other sizes, must not make these sizes variables
     torch.set_num_threads(threads)
     make, value = NETS[name]
     net = make()
     net.load_state_dict({key: torch.tensor(array) for key, array in state.items()})
     arrays = {key: torch.tensor(array) for key, array in given.items()}
-    if variant == "channels_last":
+    compiles = variant.startswith("compile")
+    if variant.endswith("channels_last"):
         net = net.to(memory_format=torch.channels_last)
         arrays["x"] = arrays["x"].to(memory_format=torch.channels_last)
     if kind == "infer":
         if name == "mlp_infer1":
-            call = torch.compile(net) if variant == "compile" else net
+            call = torch.compile(net) if compiles else net
 
             def infer() -> Any:
                 with torch.inference_mode():
@@ -146,14 +148,14 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
         def forward() -> Any:
             return value(net, arrays)
 
-        compiled = torch.compile(forward) if variant == "compile" else forward
+        compiled = torch.compile(forward) if compiles else forward
 
         def evaluate() -> Any:
             with torch.inference_mode():
                 return compiled().item()
 
         return evaluate
-    function = torch.compile(value) if variant == "compile" else value
+    function = torch.compile(value) if compiles else value
     if kind == "gradients":
         arrays["x"].requires_grad_(True)
         wanted = [*net.parameters(), arrays["x"]]

@@ -5,31 +5,41 @@
 Each contender works in a process of its own, one at a time, in turns; those that are not installed are left out. All
 get the same arrays and parameters, and their losses must agree with graphc's. `--python tensorflow=path/to/python`
 names the interpreter of a peer that lives in an environment of its own. `--out bench` writes bench.json and bench.png.
+
+step    median of all turns                 first   seconds of the first call: build, compile, run; without imports
+limit   the least that the machine needs for the step's arithmetic, or to read the bytes it moves (`limits`)
+memory  peak of what is resident during the steps, beyond the inputs (`worker`)
+ratio   the fastest peer's step / graphc's
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
-import limits
+import chart
 import numpy as np
 import workloads
+from limits import Machine
 from workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).parent
 CONTENDERS = (
-    "graphc", "torch-eager", "torch-compile", "torch-channels_last", "jax", "tensorflow-graph", "tensorflow-xla",
-    "onnxruntime",
+    "graphc", "torch-eager", "torch-compile", "torch-channels_last", "torch-compile_channels_last", "jax",
+    "tensorflow-graph", "tensorflow-xla", "onnxruntime", "pytensor",
 )  # fmt: skip
 IMAGES = ("cnn", "resnet")
+TURNS = 8
 TOLERANCE = 2e-3  # of a loss after three steps, relative; sums of many terms are added in other orders
 
 
@@ -37,12 +47,18 @@ class Worker:
     """A contender's process."""
 
     def __init__(self, contender: str, workload: Workload, threads: int, file: Path, python: str) -> None:
+        """`file` holds the arrays; what contenders would keep on disk from one run to the next goes beside it."""
         self.name = contender
         command = [python, str(HERE / "worker.py"), contender, workload.name, workload.kind, str(threads), str(file)]
         quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
+        caches = {
+            "TORCHINDUCTOR_CACHE_DIR": f"{file.parent}/inductor",
+            "PYTENSOR_FLAGS": f"base_compiledir={file.parent}/pytensor",
+            "NUMBA_CACHE_DIR": f"{file.parent}/numba",
+        }
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, **quiet},
+            env={**os.environ, **quiet, **caches},
         )  # fmt: skip
         self.times: list[float] = []
 
@@ -62,10 +78,10 @@ class Worker:
         self.process.communicate()
 
 
-def measure(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
-    """One workload: per contender the median seconds of a step, those of the first call, and memory."""
+def measure(workload: Workload, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """One workload, by contender: `seconds` of a step, of the `first` call and of the `import`, `bytes`, `losses`."""
     given, state = workload.arrays(), workloads.parameters(workload)
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "arrays.npz"
         np.savez(file, **{f"given/{k}": a for k, a in given.items()}, **{f"state/{k}": a for k, a in state.items()})
@@ -82,75 +98,97 @@ def measure(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
                 worker.close()
                 continue
             workers.append(worker)
-            found[contender] = answer
-        wanted = found["graphc"]["losses"]
-        for contender, answer in found.items():
-            scale = max(1.0, *map(abs, wanted))
-            if not np.allclose(answer["losses"], wanted, rtol=TOLERANCE, atol=TOLERANCE * scale):
-                print(f"  {contender}: losses {answer['losses']}, not {wanted}", file=sys.stderr)
-        rounds = 8
-        for _ in range(rounds):
+            other = Worker(contender, workload, options.threads, file, python)
+            memory = other.ask("memory")
+            other.close()
+            if "error" in memory:
+                print(f"  {contender}: no figure for memory: {memory.pop('error')}", file=sys.stderr)
+            found[contender] = {**answer, **memory}
+        check_losses(found)
+        for _ in range(TURNS):
             for worker in workers:
-                worker.times += worker.ask(f"run {options.seconds / rounds}")["times"]
+                worker.times += worker.ask(f"run {options.seconds / TURNS}")["times"]
         for worker in workers:
             found[worker.name]["seconds"] = median(worker.times)
             worker.close()
     return found
 
 
-def report(workload: Workload, found: dict[str, Any], peak: float, speed: float) -> dict[str, Any]:
-    """One line, and what it says."""
-    own = found["graphc"]
-    peers = {name: answer["seconds"] for name, answer in found.items() if name != "graphc"}
-    best = min(peers, key=lambda name: peers[name], default=None)
-    limit = max(workload.flops / peak if not workload.bytes else 0.0, workload.bytes / speed)
-    line = {
-        "workload": workload.name,
-        "ms": own["seconds"] * 1e3,
-        "limit": limit / own["seconds"],
-        "first": own["first"],
-        "MB": own["bytes"] / 1e6,
-        "best": best,
-        "ratio": peers[best] / own["seconds"] if best else None,
-        "ratios": {name: seconds / own["seconds"] for name, seconds in peers.items()},
-        "all": found,
-    }
-    others = "  ".join(f"{name} {ratio:.2f}" for name, ratio in sorted(line["ratios"].items(), key=lambda p: p[1]))
-    ratio = f"{line['ratio']:5.2f}" if best else "    -"
-    print(
-        f"{workload.name:12} {line['ms']:9.3f} ms  {100 * line['limit']:4.0f} %  {line['first']:5.2f} s "
-        f"{line['MB']:7.1f} MB  {ratio}  {others}",
-        flush=True,
-    )
-    return line
+def check_losses(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Warn of a contender that computes something else than graphc."""
+    wanted = found["graphc"]["losses"]
+    for contender, answer in found.items():
+        scale = max(1.0, *map(abs, wanted))
+        if not np.allclose(answer["losses"], wanted, rtol=TOLERANCE, atol=TOLERANCE * scale):
+            print(f"  {contender}: losses {answer['losses']}, not {wanted}", file=sys.stderr)
 
 
-def draw(lines: list[dict[str, Any]], file: Path) -> None:
-    """Bars: each contender's time over graphc's, per workload."""
-    import matplotlib
+@dataclass(frozen=True)
+class Line:
+    """What was measured of a workload."""
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    workload: Workload
+    found: Mapping[str, Mapping[str, Any]]
 
-    names = [name for name in CONTENDERS if any(name in line["all"] for line in lines)]
-    figure, axes = plt.subplots(figsize=(12, 4.5), layout="constrained")
-    width = 0.8 / len(names)
-    for number, name in enumerate(names):
-        places = [n + number * width for n, line in enumerate(lines) if name in line["all"]]
-        heights = [
-            line["all"][name]["seconds"] / line["all"]["graphc"]["seconds"] for line in lines if name in line["all"]
-        ]
-        axes.bar(places, heights, width, label=name)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_yscale("log")
-    axes.set_xticks([n + 0.4 - width / 2 for n in range(len(lines))], [line["workload"] for line in lines])
-    axes.set_ylabel("time of a step / graphc's")
-    axes.legend(ncols=4, fontsize=8)
-    figure.savefig(file, dpi=120)
+    @property
+    def own(self) -> Mapping[str, Any]:
+        return self.found["graphc"]
+
+    def ratios(self, key: str) -> dict[str, float]:
+        """Each peer's figure over graphc's, the lowest first."""
+        own = self.own.get(key)
+        if not own:
+            return {}
+        found = {name: one[key] / own for name, one in self.found.items() if name != "graphc" and key in one}
+        return dict(sorted(found.items(), key=lambda pair: pair[1]))
+
+    @property
+    def ratio(self) -> float | None:
+        return next(iter(self.ratios("seconds").values()), None)
+
+    def record(self, machine: Machine) -> dict[str, Any]:
+        """For the JSON."""
+        limit = machine.seconds(self.workload.flops, self.workload.bytes)
+        return {
+            "workload": self.workload.name,
+            "limit": limit,
+            "share": limit / self.own["seconds"],
+            "ratio": self.ratio,
+            "contenders": self.found,
+        }
 
 
-def main() -> None:
-    """Measure, print, write."""
+def progress(line: Line) -> str:
+    """One workload, as soon as it is measured."""
+    ratios = "  ".join(f"{name} {ratio:.2f}" for name, ratio in line.ratios("seconds").items())
+    return f"{line.workload.name:12}{line.own['seconds'] * 1e3:10.3f} ms   x {ratios}"
+
+
+def table(lines: Sequence[Line], machine: Machine) -> str:
+    """All workloads: graphc against the limit, then against the best peer in time, first call and memory."""
+    rows = [
+        f"{'':12}{'step':>13}{'of limit':>10}{'first call':>12}{'memory':>11}   "
+        f"{'time: fastest peer':<32}{'first: quickest':<28}{'memory: leanest':<28}{'memory of torch':>15}"
+    ]
+    for line in lines:
+        share = machine.seconds(line.workload.flops, line.workload.bytes) / line.own["seconds"]
+        best = (_best(line.ratios(key)) for key in ("seconds", "first", "bytes"))
+        torch = line.ratios("bytes").get("torch-eager")
+        rows.append(
+            f"{line.workload.name:12}{line.own['seconds'] * 1e3:10.3f} ms{share:9.0%} {line.own['first']:10.2f} s"
+            f"{line.own.get('bytes', math.nan) / 1e6:8.1f} MB   "
+            "{:<32}{:<28}{:<28}".format(*best)
+            + (f"{torch:15.2f}" if torch else "")
+        )
+    return "\n".join(rows)
+
+
+def _best(ratios: Mapping[str, float]) -> str:
+    return next((f"{ratio:6.2f} {name}" for name, ratio in ratios.items()), "     -")
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(WORKLOADS))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -165,21 +203,29 @@ def main() -> None:
         parser.error(f"no workload {unknown[0]}; there are {', '.join(WORKLOADS)}")
     if "graphc" not in options.contenders:
         options.contenders.insert(0, "graphc")
-    operations, bandwidth = limits.operations(options.threads), limits.bandwidth(options.threads)
-    print("workload       a step    of limit  first   memory  ratio  each peer's time / graphc's")
+    return options
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = parse_options()
+    chosen = [WORKLOADS[name] for name in options.workloads or WORKLOADS]
+    machine = Machine(options.threads, [workload.bytes for workload in chosen])
     lines = []
-    for name in options.workloads or WORKLOADS:
-        peak, speed = operations(), bandwidth()
-        lines.append(report(WORKLOADS[name], measure(WORKLOADS[name], options), peak, speed))
-        lines[-1] |= {"operations": peak, "bandwidth": speed}
-    ratios = [line["ratio"] for line in lines if line["ratio"]]
-    peak, speed = (max(line[key] for line in lines) for key in ("operations", "bandwidth"))
-    print(f"limits: {peak / 1e9:.0f} GFLOP/s, {speed / 1e9:.1f} GB/s on {options.threads} threads")
+    machine.probe()
+    for workload in chosen:
+        lines.append(Line(workload, measure(workload, options)))
+        print(progress(lines[-1]), flush=True)
+        machine.probe()
+    print(f"\n{table(lines, machine)}\n\nlimits: {machine}")
+    ratios = [line.ratio for line in lines if line.ratio]
     if ratios:
         print(f"geometric mean of fastest peer / graphc: {geometric_mean(ratios):.2f}")
     if options.out:
-        Path(f"{options.out}.json").write_text(json.dumps(lines, indent=1))
-        draw(lines, Path(f"{options.out}.png"))
+        records = [line.record(machine) for line in lines]
+        document = {"threads": options.threads, "limits": machine.record(), "workloads": records}
+        Path(f"{options.out}.json").write_text(json.dumps(document, indent=1) + "\n")
+        chart.draw(records, CONTENDERS, str(machine), Path(f"{options.out}.png"))
 
 
 if __name__ == "__main__":

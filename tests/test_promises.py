@@ -1,0 +1,180 @@
+"""What training is promised: the same bits however it runs, the same numbers on other processors, loops that fly."""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import replace
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+from assembly import hottest
+from networks import NETWORKS, Training
+from test_contract import feed, operands
+
+from graphc import ops, pipeline, testing
+from graphc.codegen import jit, team
+from graphc.codegen.emit import emit
+from graphc.codegen.step import emit_kernels, scratch_bytes
+from graphc.errors import ArgumentError
+from graphc.ir.graph import Graph, build
+from graphc.ir.types import DType
+from graphc.loops import interpret, tiling
+from graphc.loops.lower import lower
+from graphc.loops.target import AARCH64
+from graphc.loops.verify import verify
+from graphc.passes import manager
+from graphc.passes.forms import Contract, classify
+from graphc.plan import make
+from graphc.reference import evaluate
+
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+# The same bits ---------------------------------------------------------------------------------------------------
+
+
+@every_network
+@pytest.mark.parametrize("steps", [12, pytest.param(200, marks=pytest.mark.fuzz)])
+def test_training_gives_the_same_bits_on_one_thread_on_two_and_again(name: str, steps: int) -> None:
+    trainings = [Training(name, threads) for threads in (1, 2, 2)]
+    first, second, again = (training.run(steps) for training in trainings)
+    assert re.search(r"for \w+ parallel (?!1 )\d", trainings[1].step.ir("loops"))  # there is something to share
+    for key, array in first.items():
+        assert np.isfinite(array).all()
+        assert array.tobytes() == second[key].tobytes() == again[key].tobytes(), key
+    before = Training(name).run(0)
+    assert all(array.tobytes() != before[key].tobytes() for key, array in first.items() if array.ndim > 1)
+
+
+# Other processors ------------------------------------------------------------------------------------------------
+
+
+def use(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile for that target from here on; skip where it cannot run."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip("needs an x86-64 processor")
+    monkeypatch.setenv("GRAPHC_TARGET", target)
+    try:
+        jit.host_target()
+    except ArgumentError as error:
+        pytest.skip(str(error))
+
+
+@every_network
+@pytest.mark.parametrize("target", ["x86-64", "x86-64-v3"])
+def test_other_targets_compute_the_same_step(name: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = Training(name).run(3)
+    use(target, monkeypatch)
+    training = Training(name)
+    testing.assert_matches_interpreter(training.step, *training.feeds)
+    for key, array in training.run(3).items():
+        # sums in another order, three steps long: some units in the last place of numbers of the order of one
+        np.testing.assert_allclose(array, native[key], rtol=1e-4, atol=2e-5, err_msg=key)
+
+
+def aarch64(text: str) -> str:
+    """LLVM text as AArch64 assembly."""
+    try:
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+        target = llvm.Target.from_triple("aarch64-unknown-linux-gnu")
+    except RuntimeError as error:
+        pytest.skip(f"this LLVM cannot compile for AArch64: {error}")
+    machine = target.create_target_machine(cpu="neoverse-n1", opt=2)
+    module = llvm.parse_assembly(text)
+    module.verify()
+    module.triple, module.data_layout = machine.triple, str(machine.target_data)
+    jit.optimize(module, machine, jit.SPEED_LEVEL)
+    return str(machine.emit_assembly(module))
+
+
+@every_network
+def test_a_step_compiles_for_aarch64(name: str) -> None:
+    graph = Training(name).step.graph
+    fused, _ = manager.run(graph, pipeline.passes_for(graph))
+    kernels = pipeline.lower_kernels(fused, AARCH64)
+    plan = make(fused, {node: scratch_bytes(kernel) for node, kernel in kernels.items()})
+    assembly = aarch64(emit_kernels(plan, kernels, AARCH64, threaded=True))
+    assert re.search(r"^\tfmla\tv\d+\.4s", assembly, re.MULTILINE)
+    assert "barrier" in assembly
+
+
+def test_the_team_compiles_for_aarch64() -> None:
+    assert re.search(r"^\thint\t|^\tyield$", aarch64(team.emit("aarch64")), re.MULTILINE)
+
+
+PRODUCTS = {"nn": "mk,kn->mn", "nt": "mk,nk->mn", "tn": "km,kn->mn", "stacked": "bmk,bkn->bmn"}
+every_product = pytest.mark.parametrize("form", PRODUCTS)
+every_float = pytest.mark.parametrize("dtype", [DType.F32, DType.F64])
+
+
+def product(form: str, dtype: DType, m: int, n: int, k: int) -> tuple[Graph, Contract]:
+    a, b = operands(PRODUCTS[form], {"m": m, "n": n, "k": k, "b": 2}, dtype)
+    body = build("body", [a, b], [ops.contract(a, b, spec=PRODUCTS[form])])
+    form_of_body = classify(body)
+    assert isinstance(form_of_body, Contract)
+    return body, form_of_body
+
+
+@every_product
+@every_float
+def test_a_tile_for_aarch64_fits_its_registers_and_adds_up_right(form: str, dtype: DType) -> None:
+    body, contract = product(form, dtype, 13, 21, 7)
+    chosen = tiling.choose(body, contract, AARCH64)
+    assert chosen.lanes <= AARCH64.lanes(dtype.itemsize)
+    assert chosen.vectors * chosen.rows < AARCH64.registers
+    function = lower(body, "body", AARCH64)
+    verify(function)
+    feeds = [feed(x) for x in body.inputs]
+    (found,), (wanted,) = interpret.run(function, feeds), evaluate(body, feeds)[0]
+    tolerance = 2e-5 if dtype is DType.F32 else 1e-12
+    np.testing.assert_allclose(found.reshape(wanted.shape), wanted, rtol=tolerance, atol=tolerance)
+    wide = f"{chosen.lanes}{'s' if dtype is DType.F32 else 'd'}"
+    hot = hottest(aarch64(emit(function, AARCH64)))
+    assert re.search(rf"^\tfmla\tv\d+\.{wide}", hot.text, re.MULTILINE)
+    assert hot.stack == []
+
+
+# Hot loops -------------------------------------------------------------------------------------------------------
+
+HOT = [  # target, class of its registers, shape
+    ("x86-64-v4", "zmm", (256, 1024, 784)),
+    ("x86-64-v4", "zmm", (64, 128, 784)),
+    ("x86-64-v4", "zmm", (128, 784, 8192)),
+    ("x86-64-v4", "zmm", (7744, 64, 288)),
+    ("x86-64-v4", "zmm", (64, 64, 64)),
+    ("x86-64-v3", "ymm", (64, 128, 784)),
+    ("x86-64-v3", "ymm", (32, 1024, 256)),
+    ("x86-64-v3", "ymm", (2048, 64, 128)),  # tn: four vectors by three rows would need seventeen registers
+]
+
+
+@pytest.mark.parametrize("form", ["nn", "nt", "tn"])
+@every_float
+@pytest.mark.parametrize(
+    ("target", "register", "shape"), HOT, ids=lambda part: str(part).replace(", ", "x").strip("()")
+)
+def test_hot_loops_of_products_are_packed_multiply_adds_in_registers(
+    form: str, dtype: DType, target: str, register: str, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(target, monkeypatch)
+    processor = jit.host_target()
+    body, contract = product(form, dtype, *shape)
+    chosen = tiling.choose(body, contract, processor)
+    hot = hottest(jit.compile(emit(lower(body, "body", processor), processor)).assembly())
+    assert len(hot.packed(register)) == len(hot.multiply_adds) >= 8  # four cycles of latency, two units
+    assert len(hot.multiply_adds) == chosen.rows * chosen.vectors * chosen.unroll
+    assert hot.stack == hot.stores == []
+
+
+def test_spills_are_seen() -> None:
+    """The test above can fail: more accumulators than registers go through memory."""
+    if not jit.host_target().fma:
+        pytest.skip("needs fused multiply-adds")
+    processor = jit.host_target()
+    body, contract = product("nn", DType.F32, 64, 128, 784)
+    chosen = tiling.choose(body, contract, processor)
+    crowded = replace(chosen, rows=8, vectors=processor.registers // 4)
+    assert hottest(jit.compile(emit(lower(body, "body", processor, crowded), processor)).assembly()).stack
