@@ -526,6 +526,42 @@ def test_a_failed_check_is_the_status_and_stops_the_kernel() -> None:
     assert failure.value.code == 3
 
 
+NEST = """
+    kernel f(x: f32[600] in, y: f32[600] out) {
+      for i 5 {
+        for j 10 {
+          for k 12 {
+            y[120*i+12*j+k] = x[120*(i+2)%5+12*(j)/2+k+60]
+          }
+        }
+      }
+    }"""
+
+
+def test_what_a_loop_does_not_change_is_computed_before_it() -> None:
+    agree(NEST)
+    text = emit(parse_function(NEST), jit.host_target())
+    blocks = re.split(r"^(?=loop)", text, flags=re.MULTILINE)
+    computed = [[word for word in ("mul", "udiv", "urem") if word in block] for block in blocks[1:]]
+    assert computed == [["mul", "urem"], ["mul", "udiv"], []]
+
+
+def test_a_load_under_a_condition_that_all_lanes_share_reads_no_address_outside() -> None:
+    function = parse_function("""
+        kernel f(x: f32[64] in, y: f32[128] out) {
+          for r 2 {
+            for i 4 {
+              for v vector 16 lanes 16 {
+                y[64*r+16*i+v] = x[64*r+16*i+v-64] if r-1>=0 else 0.0
+              }
+            }
+          }
+        }""")
+    text = emit(function, jit.host_target())
+    (chosen,) = re.findall(r"(%\w+) = select i1 %\w+, ptr %\w+, ptr %p.x$", text, re.MULTILINE)
+    assert f"llvm.masked.load.v16f32.p0(ptr {chosen}," in text
+
+
 def test_one_module_holds_many_functions_and_what_calls_them() -> None:
     first = parse_function("kernel one(x: f32[] in, y: f32[] out) {\n  y[] = sqrt(x[])\n}")
     second = parse_function("kernel two(x: f32[] in, y: f32[] out) {\n  y[] = sqrt(x[])\n}")
