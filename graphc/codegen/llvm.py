@@ -79,6 +79,11 @@ class Module:
         """Appends a function's text."""
         self._functions.append(function)
 
+    @property
+    def size(self) -> int:
+        """Characters of the functions."""
+        return sum(map(len, self._functions))
+
     def __str__(self) -> str:
         return "\n".join([*self._declarations, *self._definitions.values(), *self._functions]) + "\n"
 

@@ -159,8 +159,9 @@ class _Fusion:
         return not any(self._leaves(value, inside) for value in made & reads)
 
     def _join(self, first: int, second: int, saved: int) -> bool:
-        members = self.groups.members[first] + self.groups.members[second]
-        form = self._form(members)
+        if not self.groups.can_join(first, second):  # asked first: it costs less than classifying the union
+            return False
+        form = self._form(self.groups.members[first] + self.groups.members[second])
         if form is None or not self._pays(first, second, form, saved):
             return False
         group = self.groups.join(first, second)
