@@ -576,6 +576,19 @@ def test_one_module_holds_many_functions_and_what_calls_them() -> None:
     assert y[0] == 2.0
 
 
+def test_modules_call_each_other_and_are_the_same_for_any_number_of_threads() -> None:
+    texts = [f"define i64 @f{n}(i64 %x) {{\n  %y = add i64 %x, {n}\n  ret i64 %y\n}}" for n in range(5)]
+    calls = "".join(f"  %x{n + 1} = call i64 @f{n}(i64 %x{n})\n" for n in range(5))
+    declared = "".join(f"declare i64 @f{n}(i64)\n" for n in range(5))
+    texts.append(f"{declared}define i64 @all(i64 %x0) {{\n{calls}  ret i64 %x5\n}}")
+    made = [jit.compile_all(iter(texts), processors=count) for count in (1, 2, 4)]
+    assert len({compiled.assembly() for compiled in made}) == 1
+    for compiled in made:
+        assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(compiled.address("all"))(100) == 110
+    with pytest.raises(LoweringError, match="malformed"):
+        jit.compile_all([*texts, "define void @f() { oops }"], processors=3)
+
+
 def test_malformed_text_and_unknown_names_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LoweringError, match="malformed LLVM text"):
         jit.compile("define void @f() { oops }")

@@ -136,6 +136,8 @@ class Memory:
         return numbers.once((static, "+", further, wide), f"add {wide} {static}, {further}"), DType.I64
 
     def _flatten(self, index: tuple[Index, ...], shape: tuple[int, ...]) -> Index:
+        if len(index) == 1:
+            return index[0]
         key = index, shape
         if key not in self._flat:
             self._flat[key] = flatten(index, shape)

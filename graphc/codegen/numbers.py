@@ -106,19 +106,25 @@ class Numbers:
 
     def resolve(self, index: Index) -> Index:
         """With unrolled variables replaced by their numbers."""
+        if not self.known:
+            return index
         const, kept = index.const, []
-        for atom, factor in index.terms:
-            if not isinstance(atom, Var):
+        for term in index.terms:
+            atom, factor = term
+            if isinstance(atom, Var):
+                number = self.known.get(atom)
+                if number is not None:
+                    const += factor * number
+                    continue
+            elif not self.known.keys().isdisjoint(atom.index.variables()):
                 return index.substitute({var: Index(number) for var, number in self.known.items()})
-            if atom in self.known:
-                const += factor * self.known[atom]
-            else:
-                kept.append((atom, factor))
+            kept.append(term)
         return Index(const, tuple(kept)) if len(kept) < len(index.terms) else index
 
     def varies(self, index: Index) -> bool:
         """Whether a resolved index differs from lane to lane."""
-        return self.vector is not None and bool(index.terms) and index.depends_on(self.vector)
+        vector = self.vector
+        return vector is not None and any(_depends(atom, vector) for atom, _ in index.terms)
 
     def vary(self, conditions: Iterable[Condition]) -> bool:
         """Whether a condition differs from lane to lane."""
@@ -140,11 +146,10 @@ class Numbers:
 
     def by_depth(self, index: Index) -> list[Index]:
         """The terms of an index that does not vary, those that loops around others change first."""
-        found: dict[int, Index] = {}
+        found: dict[int, list[tuple[Atom, int]]] = {}
         for term in index.terms:
-            depth = self.depth(self._atom(term[0]))
-            found[depth] = Index(0, (*found.get(depth, ZERO).terms, term))
-        return [found[depth] for depth in sorted(found)]
+            found.setdefault(self.depth(self._atom(term[0])), []).append(term)
+        return [Index(0, tuple(found[depth])) for depth in sorted(found)]
 
     def _atom(self, atom: Atom) -> str:
         match atom:
@@ -170,8 +175,11 @@ class Numbers:
         """A resolved index as the sum of what all lanes share and what differs from lane to lane."""
         if self.vector is None:
             return index, ZERO
-        varying = tuple(term for term in index.terms if self.varies(Index(0, (term,))))
-        return Index(index.const, tuple(term for term in index.terms if term not in varying)), Index(0, varying)
+        shared: list[tuple[Atom, int]] = []
+        varying: list[tuple[Atom, int]] = []
+        for term in index.terms:
+            (varying if _depends(term[0], self.vector) else shared).append(term)
+        return (Index(index.const, tuple(shared)), Index(0, tuple(varying))) if varying else (index, ZERO)
 
     def _lanewise(self, index: Index, dtype: DType) -> str:
         kind = llvm_type(dtype, self.lanes)
@@ -276,6 +284,10 @@ class Numbers:
             found = Condition(self.resolve(condition.index), condition.equal)
             if found.known is not True:
                 yield found
+
+
+def _depends(atom: Atom, var: Var) -> bool:
+    return atom == var if isinstance(atom, Var) else atom.index.depends_on(var)
 
 
 def _test(condition: Condition) -> str:

@@ -25,6 +25,8 @@ class DType(enum.Enum):
     I64 = "i64"
     BOOL = "bool"
 
+    __hash__ = object.__hash__  # members are compared by identity; Enum's own is written in Python and asked for often
+
     @property
     def numpy(self) -> np.dtype[Any]:
         """The NumPy dtype of the same elements, in native byte order."""
