@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from graphc import settings
 from graphc.codegen import step as code
-from graphc.codegen.jit import compile, host_target
+from graphc.codegen.jit import compile_all, host_target
 from graphc.errors import ArgumentError
 from graphc.ir.binding import bind
 from graphc.ir.graph import Graph, Node
@@ -86,7 +86,8 @@ def build(graph: Graph, sizes: Mapping[str, int], threads: int | None = 1) -> Co
         threads = available() if manager.work(fused).operations >= WORTH_SHARING else 1
     functions = lower_kernels(fused, target)
     plan = make(fused, {node: code.scratch_bytes(function) for node, function in functions.items()})
-    compiled = compile(code.emit_kernels(plan, functions, target, threaded=threads > 1), symbols(threads))
+    modules = code.emit_modules(plan, functions, target, threaded=threads > 1)
+    compiled = compile_all(modules, symbols(threads), available())
     found = Compilation(stages, ledger, plan, functions, Executable(plan, functions, compiled, threads))
     _report(found, "".join(f".{name}{size}" for name, size in sizes.items()))
     return found

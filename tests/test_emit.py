@@ -579,6 +579,26 @@ def test_a_failed_check_is_the_status_and_stops_the_kernel() -> None:
     assert failure.value.code == 3
 
 
+NEST = """
+    kernel f(x: f32[600] in, y: f32[600] out) {
+      for i 5 {
+        for j 10 {
+          for k 12 {
+            y[120*i+12*j+k] = x[120*(i+2)%5+12*(j)/2+k+60]
+          }
+        }
+      }
+    }"""
+
+
+def test_what_a_loop_does_not_change_is_computed_before_it() -> None:
+    agree(NEST)
+    text = emit(parse_function(NEST), jit.host_target())
+    blocks = re.split(r"^(?=loop)", text, flags=re.MULTILINE)
+    computed = [[word for word in ("mul", "udiv", "urem") if word in block] for block in blocks[1:]]
+    assert computed == [["mul", "urem"], ["mul", "udiv"], []]
+
+
 def test_one_module_holds_many_functions_and_what_calls_them() -> None:
     first = parse_function("kernel one(x: f32[] in, y: f32[] out) {\n  y[] = sqrt(x[])\n}")
     second = parse_function("kernel two(x: f32[] in, y: f32[] out) {\n  y[] = sqrt(x[])\n}")
@@ -591,6 +611,19 @@ def test_one_module_holds_many_functions_and_what_calls_them() -> None:
     x, y = np.array([16.0], np.float32), np.zeros(1, np.float32)
     ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(compiled.address("step"))(x.ctypes.data, y.ctypes.data)
     assert y[0] == 2.0
+
+
+def test_modules_call_each_other_and_are_the_same_for_any_number_of_threads() -> None:
+    texts = [f"define i64 @f{n}(i64 %x) {{\n  %y = add i64 %x, {n}\n  ret i64 %y\n}}" for n in range(5)]
+    calls = "".join(f"  %x{n + 1} = call i64 @f{n}(i64 %x{n})\n" for n in range(5))
+    declared = "".join(f"declare i64 @f{n}(i64)\n" for n in range(5))
+    texts.append(f"{declared}define i64 @all(i64 %x0) {{\n{calls}  ret i64 %x5\n}}")
+    made = [jit.compile_all(iter(texts), processors=count) for count in (1, 2, 4)]
+    assert len({compiled.assembly() for compiled in made}) == 1
+    for compiled in made:
+        assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(compiled.address("all"))(100) == 110
+    with pytest.raises(LoweringError, match="malformed"):
+        jit.compile_all([*texts, "define void @f() { oops }"], processors=3)
 
 
 def test_malformed_text_and_unknown_names_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 from graphc import ops
 from graphc.errors import ArgumentError, LoweringError
 from graphc.ir.graph import Literal, Value, build
+from graphc.ir.index import ZERO
 from graphc.ir.types import DType, TensorType
 from graphc.loops import interpret, schedule
-from graphc.loops.ir import Function, Loop, LoopKind, Stmt
+from graphc.loops.ir import Buffer, Const, Function, Loop, LoopKind, Space, Stmt
 from graphc.loops.lower import lower
+from graphc.loops.point import Point
 from graphc.loops.target import AVX2, TARGETS, from_features
+from graphc.loops.totals import fill
 from graphc.loops.verify import verify
+from graphc.loops.walk import statements
 from graphc.passes.forms import Form, Map, Opaque, Rows, classify
 from graphc.reference import evaluate
 
@@ -269,3 +273,15 @@ def test_targets_follow_the_features() -> None:
     assert from_features({}, "x86_64").lanes(4) == 4
     assert from_features(features, "AMD64") is AVX2 and AVX2.lanes(8) == 4
     assert from_features(features, "arm64") is TARGETS["aarch64"]
+
+
+def test_a_small_local_is_filled_without_a_loop_so_that_it_can_live_in_registers() -> None:
+    kinds = {}
+    for space in (Space.LOCAL, Space.SCRATCH):
+        point, buffer = Point({}), Buffer("t", DType.F32, (320,), space)
+        fill(point, buffer, ZERO, 320, Const(0.0, DType.F32), 16, 1)
+        kinds[space] = {loop.kind for loop in statements(tuple(point.statements)) if isinstance(loop, Loop)}
+    assert kinds == {
+        Space.LOCAL: {LoopKind.UNROLLED, LoopKind.VECTOR},
+        Space.SCRATCH: {LoopKind.SERIAL, LoopKind.VECTOR},
+    }

@@ -16,7 +16,7 @@ from test_contract import feed, operands
 from graphc import ops, pipeline, testing
 from graphc.codegen import jit, team
 from graphc.codegen.emit import emit
-from graphc.codegen.step import emit_kernels, scratch_bytes
+from graphc.codegen.step import emit_modules, scratch_bytes
 from graphc.errors import ArgumentError
 from graphc.ir.graph import Graph, build
 from graphc.ir.types import DType
@@ -86,7 +86,7 @@ def aarch64(text: str) -> str:
     module = llvm.parse_assembly(text)
     module.verify()
     module.triple, module.data_layout = machine.triple, str(machine.target_data)
-    jit.optimize(module, machine, jit.SPEED_LEVEL)
+    jit.optimize(module, machine)
     return str(machine.emit_assembly(module))
 
 
@@ -96,7 +96,7 @@ def test_a_step_compiles_for_aarch64(name: str) -> None:
     fused, _ = manager.run(graph, pipeline.passes_for(graph))
     kernels = pipeline.lower_kernels(fused, AARCH64)
     plan = make(fused, {node: scratch_bytes(kernel) for node, kernel in kernels.items()})
-    assembly = aarch64(emit_kernels(plan, kernels, AARCH64, threaded=True))
+    assembly = "".join(map(aarch64, emit_modules(plan, kernels, AARCH64, threaded=True)))
     assert re.search(r"^\tfmla\tv\d+\.4s", assembly, re.MULTILINE)
     assert "barrier" in assembly
 

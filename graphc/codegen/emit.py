@@ -108,7 +108,7 @@ class _Emitter:
         kernel = self.kernel
         parameters = []
         for buffer in (*kernel.inputs, *kernel.outputs, *kernel.scratch):
-            self.memory.base[buffer] = f"%p.{buffer.name}"
+            self.memory.base[buffer] = self.numbers.fixed(f"%p.{buffer.name}")
             trait = {Space.INPUT: " readonly", Space.SCRATCH: " noalias"}.get(buffer.space, "")
             parameters.append(f"ptr{trait} %p.{buffer.name}")
         if self.threaded:
@@ -144,7 +144,7 @@ class _Emitter:
                 self.step(stmt)
 
     def first_thread(self) -> str:
-        return self.numbers.once("first", "icmp eq i64 %tid, 0")
+        return self.numbers.once(("first",), "icmp eq i64 %tid, 0")
 
     # Statements ----------------------------------------------------------------------------------------------
 
@@ -159,7 +159,8 @@ class _Emitter:
             case Local(buffer):
                 self.memory.local(buffer, self.widest)
             case Let(name, value):
-                self.reads[name] = self.value(value)
+                self.reads[name] = found = self.value(value)
+                self.numbers.keep(found.operand)
             case Store(buffer, index, value):
                 self.store(buffer, index, self.value(value))
             case Reduce(op, buffer, index, value):
@@ -192,7 +193,7 @@ class _Emitter:
 
     def share(self, extent: int) -> tuple[str, str]:
         """The piece of this thread: from extent * tid / threads to extent * (tid + 1) / threads."""
-        following = self.numbers.once("following", "add nuw nsw i64 %tid, 1")
+        following = self.numbers.once(("following",), "add nuw nsw i64 %tid, 1")
         ends = (self.body.emit(f"mul nuw nsw i64 {number}, {extent}") for number in ("%tid", following))
         start, stop = (self.body.emit(f"udiv i64 {end}, %threads") for end in ends)
         return start, stop
@@ -208,16 +209,17 @@ class _Emitter:
         body = self.body
         before, head, last = body.block, body.label("loop"), body.label("next")
         number, following = body.name("i"), body.name("i")
+        ahead = body.reserve()
         body.void(f"br label %{head}")
         body.start(head)
         body.void(f"{number} = phi i64 [ {start}, %{before} ], [ {following}, %{last} ]")
-        self.numbers.registers[loop.var] = number
-        with self.numbers.inner():
+        with self.numbers.inner(ahead):
+            self.numbers.enter(loop.var, number)
             self.block(loop.body)
         body.void(f"br label %{last}")
         body.start(last)
         body.void(f"{following} = add nuw nsw i64 {number}, 1")
-        more, behind = body.emit(f"icmp ult i64 {following}, {stop}"), body.label("done")
+        more, behind = body.emit(f"icmp ne i64 {following}, {stop}"), body.label("done")
         body.void(f"br i1 {more}, label %{head}, label %{behind}")
         body.start(behind)
 
@@ -266,7 +268,7 @@ class _Emitter:
     # Writing -------------------------------------------------------------------------------------------------
 
     def store(self, buffer: Buffer, index: tuple[Index, ...], value: _Value) -> None:
-        place = self.memory.place(buffer, index, safe=self.mask.full)
+        place = self.memory.place(buffer, index)
         if isinstance(place, Element):
             with self.memory.when(self.numbers.some(self.mask)):
                 self.memory.put(buffer.dtype, place, value.operand)
@@ -276,7 +278,7 @@ class _Emitter:
     def reduce(self, op: str, buffer: Buffer, index: tuple[Index, ...], offset: Offset | None, value: _Value) -> None:
         """Combine with an element, with a vector of them, or lane after lane where lanes may meet."""
         dtype = buffer.dtype
-        place = self.memory.place(buffer, index, offset, safe=self.mask.full)
+        place = self.memory.place(buffer, index, offset)
         match place:
             case Element():
                 folded = self.fold(op, value) if self.numbers.vector is not None else value.operand
@@ -329,7 +331,7 @@ class _Emitter:
         bits = llvm_type(DType.BOOL, wide.lanes)
         if not mask.full:
             inside = self.body.emit(f"and {bits} {inside}, {mask.operand}")
-        place = self.memory.place(buffer, stmt.index, offset, safe=False)
+        place = self.memory.place(buffer, stmt.index, offset)
         assert isinstance(place, Spread)
         self.each_lane("add", buffer.dtype, place, self.spread(value), Mask(mask.live, inside))
 
@@ -382,7 +384,7 @@ class _Emitter:
         mask = numbers.masked(self.mask, load.conditions, shared=True)
         if mask.empty:
             return _Value(constant(load.otherwise, dtype), dtype)
-        place = self.memory.place(load.buffer, load.index, safe=mask.full)
+        place = self.memory.place(load.buffer, load.index)
         if isinstance(place, Run):
             flag, mask = numbers.holds(load.conditions), numbers.masked(self.mask, load.conditions, shared=False)
             place = self.memory.instead(dtype, place, flag, load.otherwise)
@@ -401,7 +403,7 @@ class _Emitter:
         if flag == "false":
             return _Value(constant(load.otherwise, dtype), dtype)
         some = self.numbers.some(mask)
-        place = self.memory.place(load.buffer, load.index, safe=flag is None and some is None)
+        place = self.memory.place(load.buffer, load.index)
         assert isinstance(place, Element)
         if flag and some:
             flag = self.body.emit(f"and i1 {flag}, {some}")
@@ -414,7 +416,7 @@ class _Emitter:
         low = self.scalar("maximum", [at.operand, constant(0, DType.I64, at.lanes)], DType.I64, at.lanes)
         clamped = _Value(self.scalar("minimum", [low, last], DType.I64, at.lanes), DType.I64, at.lanes)
         offset = self.scaled(clamped, buffer, load.axis)
-        place = self.memory.place(buffer, load.index, offset, safe=self.mask.full)
+        place = self.memory.place(buffer, load.index, offset)
         if isinstance(place, Element):
             condition = self.numbers.some(self.mask) if self.numbers.vector is not None else None
             return _Value(self.memory.element(dtype, place, condition, 0), dtype)

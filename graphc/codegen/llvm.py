@@ -79,6 +79,11 @@ class Module:
         """Appends a function's text."""
         self._functions.append(function)
 
+    @property
+    def size(self) -> int:
+        """Characters of the functions."""
+        return sum(map(len, self._functions))
+
     def __str__(self) -> str:
         return "\n".join([*self._declarations, *self._definitions.values(), *self._functions]) + "\n"
 
@@ -90,6 +95,7 @@ class Body:
         self.module = module
         self.block = "entry"  # label of the block being written, for phi instructions
         self._lines: list[str] = []
+        self._later: dict[int, list[str]] = {}  # lines that are written in front of some line afterwards
         self._phis: dict[str, int] = {}  # line of each
         self._count = 0
 
@@ -98,11 +104,15 @@ class Body:
         self._count += 1
         return f"%{hint}{self._count}"
 
-    def emit(self, instruction: str) -> str:
-        """Appends an instruction with a result and returns the result's name."""
+    def emit(self, instruction: str, place: list[str] | None = None) -> str:
+        """Appends an instruction with a result, to a reserved place if given, and returns the result's name."""
         result = self.name()
-        self._lines.append(f"  {result} = {instruction}")
+        (self._lines if place is None else place).append(f"  {result} = {instruction}")
         return result
+
+    def reserve(self) -> list[str]:
+        """A place, here, for instructions that are written later."""
+        return self._later.setdefault(len(self._lines), [])
 
     def void(self, instruction: str) -> None:
         """Appends an instruction without a result: store, br, ret."""
@@ -132,4 +142,8 @@ class Body:
         self._lines[self._phis[phi]] += f", [ {value}, %{label} ]"
 
     def __str__(self) -> str:
-        return "\n".join(self._lines)
+        lines: list[str] = []
+        for number, line in enumerate(self._lines):
+            lines += self._later.get(number, ())
+            lines.append(line)
+        return "\n".join(lines)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from graphc.codegen.llvm import Body, constant, llvm_type, memory_type, suffix
 from graphc.codegen.numbers import Mask, Numbers
-from graphc.ir.index import Index, flatten
+from graphc.ir.index import ZERO, Index, flatten
 from graphc.ir.types import DType
 from graphc.loops.ir import Buffer, Space
 
@@ -68,7 +68,7 @@ class Memory:
 
     def local(self, buffer: Buffer, lanes: int) -> None:
         """Bring a local into scope; `lanes` is the widest vector of the function."""
-        self.base[buffer] = self.body.name("local")
+        self.base[buffer] = self.numbers.fixed(self.body.name("local"))
         room = math.prod(buffer.shape) + (lanes if lanes > 1 else 0)
         self.slots.append(f"  {self.base[buffer]} = alloca [{room} x {memory_type(buffer.dtype)}], align 64")
 
@@ -86,42 +86,48 @@ class Memory:
         self.body.void(f"br label %{behind}")
         self.body.start(behind)
 
-    def place(self, buffer: Buffer, index: tuple[Index, ...], offset: Offset | None = None, *, safe: bool) -> Place:
-        """Where an element is; `safe`: surely inside the buffer, in every lane."""
-        numbers = self.numbers
-        flat = numbers.resolve(self._flatten(index, buffer.shape))
-        kind, base = memory_type(buffer.dtype), self.base[buffer]
-        inbounds = " inbounds" if safe else ""
-        vector = numbers.vector
-        stride = flat.coefficient(vector) if vector is not None else 0
-        rest = flat - Index(0, ((vector, stride),)) if vector is not None and stride else flat
-        affine = not numbers.varies(rest)
-        if affine and stride in (0, 1) and not (offset and offset.varying):
-            number = numbers.uniform(rest)
-            if offset:
-                number = numbers.once((number, "+", offset.operand), f"add nsw i64 {number}, {offset.operand}")
-            pointer = numbers.once((base, number), f"getelementptr{inbounds} {kind}, ptr {base}, i64 {number}")
-            return Run(pointer) if stride else Element(pointer)
-        operand, dtype = self._positions(flat, offset)
-        pointers = f"getelementptr {kind}, ptr {base}, {llvm_type(dtype, numbers.lanes)} {operand}"
-        return Spread(numbers.once((base, operand, dtype), pointers), affine and stride != 0 and offset is None)
+    def place(self, buffer: Buffer, index: tuple[Index, ...], offset: Offset | None = None) -> Place:
+        """Where an element is: what all lanes share is in the base of the address, added as loops open, then constants.
 
-    def _positions(self, flat: Index, offset: Offset | None) -> tuple[str, DType]:
+        So an address that an inner loop changes starts from one that was known before it.
+        """
         numbers = self.numbers
-        if offset is None:
-            return numbers.varying(flat)
+        shared, own = numbers.split(numbers.resolve(self._flatten(index, buffer.shape)))
+        kind, pointer = memory_type(buffer.dtype), self.base[buffer]
+        steps = [*map(numbers.uniform, numbers.by_depth(shared))]
+        if offset and not offset.varying:
+            steps.append(offset.operand)
+        if shared.const:
+            steps.append(str(shared.const))
+        for step in steps:
+            pointer = numbers.once((pointer, step, kind), f"getelementptr {kind}, ptr {pointer}, i64 {step}")
+        further = offset.operand if offset and offset.varying else None
+        stride = own.coefficient(numbers.vector) if numbers.vector is not None else 0
+        if own == ZERO and further is None:
+            return Element(pointer)
+        if len(own.terms) == 1 and stride == 1 and further is None:
+            return Run(pointer)
+        operand, dtype = self._positions(own, further)
+        pointers = f"getelementptr {kind}, ptr {pointer}, {llvm_type(dtype, numbers.lanes)} {operand}"
+        distinct = len(own.terms) == 1 and stride != 0 and offset is None
+        return Spread(numbers.once((pointer, operand, kind, dtype), pointers), distinct)
+
+    def _positions(self, own: Index, further: str | None) -> tuple[str, DType]:
+        numbers = self.numbers
+        if further is None:
+            return numbers.varying(own)
+        if own == ZERO:
+            return further, DType.I64
         wide = llvm_type(DType.I64, numbers.lanes)
-        more = offset.operand if offset.varying else numbers.splat(offset.operand, DType.I64)
-        if not numbers.varies(flat):
-            static = numbers.splat(numbers.uniform(flat), DType.I64)
-        else:
-            static, dtype = numbers.varying(flat)
-            if dtype is not DType.I64:
-                narrow = llvm_type(dtype, numbers.lanes)
-                static = numbers.once((static, "i64"), f"sext {narrow} {static} to {wide}")
-        return numbers.once((static, "+", more, wide), f"add {wide} {static}, {more}"), DType.I64
+        static, dtype = numbers.varying(own)
+        if dtype is not DType.I64:
+            narrow = llvm_type(dtype, numbers.lanes)
+            static = numbers.once((static, "i64"), f"sext {narrow} {static} to {wide}")
+        return numbers.once((static, "+", further, wide), f"add {wide} {static}, {further}"), DType.I64
 
     def _flatten(self, index: tuple[Index, ...], shape: tuple[int, ...]) -> Index:
+        if len(index) == 1:
+            return index[0]
         key = index, shape
         if key not in self._flat:
             self._flat[key] = flatten(index, shape)

@@ -2,18 +2,20 @@
 
 Invariants:
  1. a variable is a number (unrolled), an i64 register (serial, parallel) or the lanes of the one vector loop in scope;
- 2. an instruction is remembered only while the block that holds it dominates what follows (`Numbers.inner`);
- 3. lanes that a mask excludes hold unspecified numbers, so nothing traps on them and no memory is touched for them.
+ 2. an instruction stands in front of the outermost loop that changes none of its operands, and is remembered while the
+    block that holds it dominates what follows (`Numbers.inner`);
+ 3. numbers that a mask or a condition excludes are unspecified, so nothing traps on them and no memory is touched for
+    them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from graphc.codegen.llvm import Body, constant, is_constant, llvm_type
-from graphc.ir.index import Atom, Condition, Div, Index, Mod, Var
+from graphc.ir.index import ZERO, Atom, Condition, Div, Index, Mod, Var
 from graphc.ir.types import DType
 
 _MOST_I32 = 2**31 - 1
@@ -41,6 +43,14 @@ class Mask:
         return self.runtime or "<" + ", ".join(f"i1 {str(lane).lower()}" for lane in self.live) + ">"
 
 
+@dataclass(slots=True)
+class _Region:
+    """A loop's body or a conditional block: what is written in it, and the lines in front of a loop."""
+
+    ahead: list[str] | None = None
+    written: dict[object, str] = field(default_factory=dict)
+
+
 class Numbers:
     """Writes the integers that indices stand for. A resolved index holds no unrolled variable."""
 
@@ -50,37 +60,71 @@ class Numbers:
         self.registers: dict[Var, str] = {}
         self.vector: Var | None = None
         self.lanes = 1
-        self._written: dict[object, str] = {}
+        self._regions = [_Region()]
+        self._depths: dict[str, int] = {}  # how many regions are around an operand; it may change within the innermost
 
     @contextmanager
-    def inner(self) -> Iterator[None]:
-        """A region that does not dominate what follows it."""
-        outside = self._written
-        self._written = dict(outside)
+    def inner(self, loop: list[str] | None = None) -> Iterator[None]:
+        """A region that does not dominate what follows it; of a `loop`, the lines in front of it are given."""
+        self._regions.append(_Region(loop))
         yield
-        self._written = outside
+        self._regions.pop()
 
-    def once(self, key: object, instruction: str) -> str:
-        """The result of an instruction, written unless it already has been."""
-        if key not in self._written:
-            self._written[key] = self.body.emit(instruction)
-        return self._written[key]
+    def enter(self, var: Var, register: str) -> None:
+        """The register of a loop's variable, in the innermost region."""
+        self.registers[var] = register
+        self._depths[register] = len(self._regions) - 1
+
+    def fixed(self, operand: str) -> str:
+        """An operand that the whole function knows: a parameter, a stack slot."""
+        self._depths[operand] = 0
+        return operand
+
+    def keep(self, operand: str) -> None:
+        """Remember where an operand has been written."""
+        self._depths.setdefault(operand, len(self._regions) - 1)
+
+    def depth(self, operand: str) -> int:
+        """How many regions an operand needs around it; those of one that nobody `keep`s are all."""
+        return 0 if is_constant(operand) else self._depths.get(operand, len(self._regions) - 1)
+
+    def once(self, key: tuple[object, ...], instruction: str) -> str:
+        """The result of an instruction, written unless it already has been. The key holds all operands.
+
+        The instruction touches no memory and never traps, so it may run where what asked for it would not.
+        """
+        for region in reversed(self._regions):
+            if key in region.written:
+                return region.written[key]
+        needed = max((self.depth(part) for part in key if isinstance(part, str)), default=0)
+        inner = [n for n in range(needed + 1, len(self._regions)) if self._regions[n].ahead is not None]
+        place, ahead = (inner[0] - 1, self._regions[inner[0]].ahead) if inner else (len(self._regions) - 1, None)
+        result = self.body.emit(instruction, ahead)
+        self._regions[place].written[key] = result
+        self._depths[result] = place
+        return result
 
     def resolve(self, index: Index) -> Index:
         """With unrolled variables replaced by their numbers."""
+        if not self.known:
+            return index
         const, kept = index.const, []
-        for atom, factor in index.terms:
-            if not isinstance(atom, Var):
+        for term in index.terms:
+            atom, factor = term
+            if isinstance(atom, Var):
+                number = self.known.get(atom)
+                if number is not None:
+                    const += factor * number
+                    continue
+            elif not self.known.keys().isdisjoint(atom.index.variables()):
                 return index.substitute({var: Index(number) for var, number in self.known.items()})
-            if atom in self.known:
-                const += factor * self.known[atom]
-            else:
-                kept.append((atom, factor))
+            kept.append(term)
         return Index(const, tuple(kept)) if len(kept) < len(index.terms) else index
 
     def varies(self, index: Index) -> bool:
         """Whether a resolved index differs from lane to lane."""
-        return self.vector is not None and bool(index.terms) and index.depends_on(self.vector)
+        vector = self.vector
+        return vector is not None and any(_depends(atom, vector) for atom, _ in index.terms)
 
     def vary(self, conditions: Iterable[Condition]) -> bool:
         """Whether a condition differs from lane to lane."""
@@ -100,6 +144,13 @@ class Numbers:
             total = self.once((total, "+", term), f"add nsw i64 {total}, {term}") if total else term
         return self.once((total, "+", index.const), f"add nsw i64 {total}, {index.const}") if index.const else total
 
+    def by_depth(self, index: Index) -> list[Index]:
+        """The terms of an index that does not vary, those that loops around others change first."""
+        found: dict[int, list[tuple[Atom, int]]] = {}
+        for term in index.terms:
+            found.setdefault(self.depth(self._atom(term[0])), []).append(term)
+        return [Index(0, tuple(found[depth])) for depth in sorted(found)]
+
     def _atom(self, atom: Atom) -> str:
         match atom:
             case Var():
@@ -111,7 +162,7 @@ class Numbers:
                 return self.once((quotient, "-", shift), f"sub nsw i64 {quotient}, {shift}") if shift else quotient
             case Mod(inner, divisor):
                 number = self.uniform(inner + _shift(inner, divisor) * divisor)
-                return self.once((number, "%", divisor), f"urem i64 {number}, {divisor}")
+                return self.once((number, "mod", divisor), f"urem i64 {number}, {divisor}")
 
     # Numbers of each lane ------------------------------------------------------------------------------------
 
@@ -120,14 +171,24 @@ class Numbers:
         dtype = DType.I32 if _magnitude(index) <= _MOST_I32 else DType.I64
         return self._lanewise(index, dtype), dtype
 
+    def split(self, index: Index) -> tuple[Index, Index]:
+        """A resolved index as the sum of what all lanes share and what differs from lane to lane."""
+        if self.vector is None:
+            return index, ZERO
+        shared: list[tuple[Atom, int]] = []
+        varying: list[tuple[Atom, int]] = []
+        for term in index.terms:
+            (varying if _depends(term[0], self.vector) else shared).append(term)
+        return (Index(index.const, tuple(shared)), Index(0, tuple(varying))) if varying else (index, ZERO)
+
     def _lanewise(self, index: Index, dtype: DType) -> str:
         kind = llvm_type(dtype, self.lanes)
-        shared = Index(index.const, tuple(term for term in index.terms if not self.varies(Index(0, (term,)))))
+        shared, varying = self.split(index)
         total = ""
-        for atom, factor in (term for term in index.terms if self.varies(Index(0, (term,)))):
+        for atom, factor in varying.terms:
             term = self._lane_term(atom, factor, dtype)
             total = self.once((total, "+", term, kind), f"add {kind} {total}, {term}") if total else term
-        if shared == Index():
+        if shared == ZERO:
             return total or constant(0, dtype, self.lanes)
         base = self.uniform(shared)
         if dtype is DType.I32 and not is_constant(base):
@@ -223,6 +284,10 @@ class Numbers:
             found = Condition(self.resolve(condition.index), condition.equal)
             if found.known is not True:
                 yield found
+
+
+def _depends(atom: Atom, var: Var) -> bool:
+    return atom == var if isinstance(atom, Var) else atom.index.depends_on(var)
 
 
 def _test(condition: Condition) -> str:

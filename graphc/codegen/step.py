@@ -15,7 +15,7 @@ runs the checks for itself: all of them leave at the same place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 
 from graphc.codegen.emit import ATTRIBUTES, BARRIER, add, returns_status
@@ -27,6 +27,7 @@ from graphc.plan import Address, Base, Call, Copy, Loop, Plan
 from graphc.plan.steps import aligned, read_back
 
 NAME = "step"
+MODULE_SIZE = 60_000  # characters of text from which a module is full: some 20 ms of compilation
 CLOCK = "declare i64 @llvm.readcyclecounter()"
 
 
@@ -35,21 +36,30 @@ def scratch_bytes(function: Function) -> int:
     return sum(map(_bytes, function.scratch))
 
 
-def emit_kernels(plan: Plan, kernels: Mapping[Node, Function], target: Target, *, threaded: bool = False) -> str:
-    """A module with the step and every kernel that it calls, each once."""
+def emit_modules(
+    plan: Plan, kernels: Mapping[Node, Function], target: Target, *, threaded: bool = False
+) -> Iterator[str]:
+    """Modules with every kernel that the plan calls, each once, and at last one with the step that calls them.
+
+    Each of them can be compiled by itself. How kernels are divided follows from their text alone.
+    """
     module = Module(fma=target.fma)
     checks = {kernels[call.node].name for call in plan.calls if call.is_check}
     for function in _distinct(plan, kernels):
         add(function, module, threaded=threaded and function.name not in checks)
-    _write(plan, kernels, module, threaded=threaded, timed=False)
-    return str(module)
+        if module.size >= MODULE_SIZE:
+            yield str(module)
+            module = Module(fma=target.fma)
+    if module.size:
+        yield str(module)
+    yield emit_step(plan, kernels, threaded=threaded)
 
 
-def emit_timed(plan: Plan, kernels: Mapping[Node, Function], *, threaded: bool = False) -> str:
-    """A module with the step and its loops alone, which read the cycle counter around every call.
+def emit_step(plan: Plan, kernels: Mapping[Node, Function], *, threaded: bool = False, timed: bool = False) -> str:
+    """A module with the step and its loops alone. With `timed` they read the cycle counter around every call.
 
-    The table's last entry, behind the arena, is where cycles are added up: for each thread one i64 for each step of
-    each plan, in the order of `plan.all()`.
+    The table's last entry, behind the arena, then is where cycles are added up: for each thread one i64 for each step
+    of each plan, in the order of `plan.all()`.
     """
     module = Module()
     for function in _distinct(plan, kernels):
@@ -58,7 +68,7 @@ def emit_timed(plan: Plan, kernels: Mapping[Node, Function], *, threaded: bool =
         types += ["ptr", "i64", "i64"] if threaded and result == "void" else []
         parameters = ", ".join(types)
         module.declare(f"declare {result} @{function.name}({parameters})")
-    _write(plan, kernels, module, threaded=threaded, timed=True)
+    _write(plan, kernels, module, threaded=threaded, timed=timed)
     return str(module)
 
 

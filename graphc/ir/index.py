@@ -59,6 +59,8 @@ class Index:
     def __add__(self, other: Index | int) -> Index:
         if isinstance(other, int):
             return Index(self.const + other, self.terms)
+        if not self.terms or not other.terms:
+            return Index(self.const + other.const, self.terms or other.terms)
         return _sum(self.const + other.const, [*self.terms, *other.terms])
 
     def __sub__(self, other: Index | int) -> Index:
@@ -102,17 +104,21 @@ class Index:
 
     def substitute(self, values: Mapping[Var, Index]) -> Index:
         """Every variable in `values` replaced by its index."""
-        result = Index(self.const)
+        const, terms = self.const, []
         for atom, c in self.terms:
             match atom:
                 case Var():
-                    replaced = values.get(atom, Index(0, ((atom, 1),)))
+                    replaced = values.get(atom)
                 case Div(inner, divisor):
                     replaced = divide(inner.substitute(values), divisor)
                 case Mod(inner, divisor):
                     replaced = modulo(inner.substitute(values), divisor)
-            result = result + replaced * c
-        return result
+            if replaced is None:
+                terms.append((atom, c))
+            else:
+                const += replaced.const * c
+                terms += [(other, factor * c) for other, factor in replaced.terms]
+        return _sum(const, terms)
 
     def evaluate(self, values: Mapping[Var, int]) -> int:
         """The number for given values of the variables (or an array of numbers, for arrays that broadcast)."""
@@ -220,7 +226,10 @@ def _sum(const: int, terms: Iterable[tuple[Atom, int]]) -> Index:
     total: dict[Atom, int] = {}
     for atom, c in terms:
         total[atom] = total.get(atom, 0) + c
-    return Index(const, tuple(sorted(((a, c) for a, c in total.items() if c), key=lambda term: str(term[0]))))
+    found = [(atom, c) for atom, c in total.items() if c]
+    if len(found) > 1:
+        found.sort(key=lambda term: str(term[0]))
+    return Index(const, tuple(found))
 
 
 def _atom_bounds(atom: Atom) -> tuple[int, int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,6 +24,8 @@ class DType(enum.Enum):
     I32 = "i32"
     I64 = "i64"
     BOOL = "bool"
+
+    __hash__ = object.__hash__  # members are compared by identity; Enum's own is written in Python and asked for often
 
     @property
     def numpy(self) -> np.dtype[Any]:
@@ -107,15 +110,15 @@ class TensorType:
     @property
     def extents(self) -> tuple[int, ...]:
         """The shape as integers; raises ShapeError while a named dimension is unbound."""
-        found = tuple(d for d in self.shape if isinstance(d, int))
-        if len(found) != len(self.shape):
-            raise ShapeError(f"type {self} has unbound named dimensions")
-        return found
+        for extent in self.shape:
+            if isinstance(extent, Polynomial):
+                raise ShapeError(f"type {self} has unbound named dimensions")
+        return cast(tuple[int, ...], self.shape)
 
     @property
     def nbytes(self) -> int:
         """Bytes of a contiguous array of this type, once its dimensions are numbers."""
-        return int(np.prod(self.extents, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.extents) * self.dtype.itemsize
 
     def with_shape(self, shape: Shape) -> TensorType:
         return TensorType(self.dtype, shape)

@@ -37,9 +37,9 @@ def verify(graph: Graph) -> None:
     for value in graph.results:
         if value not in known:
             _fail(4, graph, f"a result {value.type} is not a value of the graph")
-    states: set[Value] = set()
+    every, states = set(graph.state), set[Value]()
     for state, value in graph.next:
-        if state not in graph.state or state in states or state.type != value.type:
+        if state not in every or state in states or state.type != value.type:
             _fail(5, graph, f"next {state.name}: {state.type} = {value.type}")
         states.add(state)
 

@@ -108,19 +108,19 @@ def vectors(point: Point, extent: int, lanes: int, unroll: int, body: Callable[[
     step = lanes * unroll
     main = extent // step
     with point.loop("i", main) as chunk:
-        _full(point, unroll if main else 0, lanes, lambda slot: body(chunk * step + slot, slot))
+        _full(point, unroll if main else 0, LoopKind.UNROLLED, lanes, lambda slot: body(chunk * step + slot, slot))
     rest = (extent - main * step) // lanes
-    _full(point, rest, lanes, lambda slot: body(slot + main * step, slot))
+    kind = LoopKind.UNROLLED if rest <= UNROLLED_VECTORS else LoopKind.SERIAL
+    _full(point, rest, kind, lanes, lambda slot: body(slot + main * step, slot))
     tail = extent - main * step - rest * lanes
     if tail:
         with point.loop("v", tail, LoopKind.VECTOR, lanes) as lane:
             body(lane + (main * step + rest * lanes), lane + rest * lanes)
 
 
-def _full(point: Point, count: int, lanes: int, body: Callable[[Index], None]) -> None:
+def _full(point: Point, count: int, kind: LoopKind, lanes: int, body: Callable[[Index], None]) -> None:
     if count == 0:
         return
-    kind = LoopKind.UNROLLED if count <= UNROLLED_VECTORS else LoopKind.SERIAL
     with point.loop("u", count, kind) as number, point.loop("v", lanes, LoopKind.VECTOR, lanes) as lane:
         body(number * lanes + lane)
 

@@ -79,8 +79,13 @@ class Total:
         return point.load(result, ZERO)
 
 
+REGISTER_VECTORS = 32  # no target has room for more of them
+
+
 def fill(point: Point, buffer: Buffer, start: Index, extent: int, value: Const, lanes: int, unroll: int) -> None:
-    """Set `extent` elements from `start` on."""
+    """Set `extent` elements from `start` on; a small local without a loop, so that it can live in registers."""
+    if buffer.space is Space.LOCAL and extent <= REGISTER_VECTORS * lanes:
+        unroll = max(unroll, extent // lanes)
     vectors(point, extent, lanes, unroll, lambda position, _: point.store(buffer, start + position, value))
 
 

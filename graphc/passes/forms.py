@@ -22,6 +22,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from graphc.ir.graph import Graph, Literal, Node, Value
 from graphc.ir.index import Index, flatten, var
 from graphc.ir.op import Call, Contraction, Generator, Movement, Reduction, Scan
@@ -112,7 +114,7 @@ def splat(literal: Literal) -> float | int | bool | None:
     size = literal.type.dtype.itemsize
     if not literal.data or literal.data != literal.data[:size] * (len(literal.data) // size):
         return None
-    number: float | int | bool = literal.array.reshape(-1)[0].item()
+    number: float | int | bool = np.frombuffer(literal.data, literal.type.dtype.numpy, 1).item()
     return number
 
 

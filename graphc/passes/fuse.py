@@ -159,6 +159,8 @@ class _Fusion:
         return not any(self._leaves(value, inside) for value in made & reads)
 
     def _join(self, first: int, second: int, saved: int) -> bool:
+        if not self.groups.can_join(first, second):  # asked first: it costs less than classifying the union
+            return False
         members = self.groups.members[first] + self.groups.members[second]
         form = self._form(members)
         if form is None or self._walks_badly(members, form) or not self._pays(first, second, form, saved):

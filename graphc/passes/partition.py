@@ -49,6 +49,10 @@ class Partition:
         """Two groups in the listed order."""
         return (first, second) if self._label[first] < self._label[second] else (second, first)
 
+    def can_join(self, first: int, second: int) -> bool:
+        """Whether the union of two groups is convex, as far as the search goes."""
+        return self._separate(*self.sorted(first, second)) is not None
+
     def join(self, first: int, second: int) -> int | None:
         """Join two groups and return the name of the union, or None (nothing changed) where it is not convex."""
         first, second = self.sorted(first, second)

@@ -22,8 +22,9 @@ def simplify(graph: Graph) -> Graph:
 
     Before: `%0 = exp %x`, `%1 = constant value=f32[]{1.0}`, `%2 = sub %0, %1`. After: `%0 = expm1 %x`.
     """
+    settled: set[Node] = set()
     for _ in range(MOST_SWEEPS):
-        found = rebuild(graph, _Sweep(graph))
+        found = rebuild(graph, _Sweep(graph, settled))
         if found is graph:
             return graph
         graph = found
@@ -31,9 +32,13 @@ def simplify(graph: Graph) -> Graph:
 
 
 class _Sweep:
-    """The transformation of one sweep, which knows how often each value is read."""
+    """The transformation of one sweep, which knows how often each value is read.
 
-    def __init__(self, graph: Graph) -> None:
+    `settled` are nodes that no rule fits: a node with all above it is immutable, so none will.
+    """
+
+    def __init__(self, graph: Graph, settled: set[Node]) -> None:
+        self.settled = settled
         self.reads = Counter(value for node in graph.nodes for value in node.inputs)
         self.reads.update(graph.results)
 
@@ -42,24 +47,26 @@ class _Sweep:
         if len(outputs) > 1:
             return outputs
         (value,) = outputs
+        assert value.node is not None
         alone = [UNSHARED[node.op.name]] if node.op.name in UNSHARED and self.reads[node.inputs[0]] == 1 else []
-        found = _rewritten(value, alone)
+        if value.node in self.settled and not alone:
+            return outputs
+        found = _rewritten(value.node, alone)
         if found is None:
+            self.settled.add(value.node)
             return outputs
         assert found.type == value.type, f"a rule made {found.type} of {value.type}"
         return (found,)
 
 
-def _rewritten(value: Value, more: Sequence[Simplification]) -> Value | None:
-    """What the first rule that fits makes of a value."""
-    node = value.node
-    assert node is not None
+def _rewritten(node: Node, more: Sequence[Simplification]) -> Value | None:
+    """What the first rule that fits makes of a node's value."""
     for simplification in (*SIMPLIFICATIONS.get(node.op.name, ()), *more):
         found = simplification(node)
         if found is not None:
             return found
     for rule in _RULES.get(node.op.name, ()):
-        found = rule.apply(value)
+        found = rule.apply(node.output)
         if found is not None:
             return found
     return work_before_movement(node)

@@ -66,7 +66,7 @@ class Executable:
         Works on a copy of the state. The processor's counter is read around each call; the whole step, timed from
         outside, says how fast it counts.
         """
-        timed = compile(code.emit_timed(self.plan, self.kernels, threaded=self.threads > 1), self._symbols())
+        timed = compile(code.emit_step(self.plan, self.kernels, threaded=self.threads > 1, timed=True), self._symbols())
         run = self._entry(timed)
         counts = np.zeros((repeat, self.threads, code.columns(self.plan)[1]), np.int64)
         elapsed = 0.0

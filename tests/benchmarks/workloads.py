@@ -216,20 +216,24 @@ def parameters(workload: Workload) -> Arrays:
     return workload.net().state_dict()
 
 
-def steps(workload: Workload, given: Arrays, state: Arrays, threads: int) -> Callable[[], Any]:
-    """One step of graphc."""
+def function(workload: Workload, given: Arrays, state: Arrays, threads: int) -> Any:
+    """graphc's function, not yet compiled; its inputs are those of `given`, in order."""
     net = workload.net()
     net.load_state_dict(state)
     places = {name: gx.placeholder(name, array.shape, array.dtype) for name, array in given.items()}
-    inputs, arrays = list(places.values()), list(given.values())
+    inputs = list(places.values())
     value = workload.value(net, places)
     match workload.kind:
         case "train":
             updates = optim.SGD(net.parameters(), lr=LR).minimize(value)
-            function = gx.compile(inputs, value, updates=updates, threads=threads)
+            return gx.compile(inputs, value, updates=updates, threads=threads)
         case "infer":
-            function = gx.compile(inputs, value, threads=threads)
-        case _:
-            gradients = gx.grad(value, [*net.parameters(), places["x"]])
-            function = gx.compile(inputs, [value, *gradients], threads=threads)
-    return lambda: function(*arrays)
+            return gx.compile(inputs, value, threads=threads)
+    gradients = gx.grad(value, [*net.parameters(), places["x"]])
+    return gx.compile(inputs, [value, *gradients], threads=threads)
+
+
+def steps(workload: Workload, given: Arrays, state: Arrays, threads: int) -> Callable[[], Any]:
+    """One step of graphc."""
+    compiled, arrays = function(workload, given, state, threads), list(given.values())
+    return lambda: compiled(*arrays)
