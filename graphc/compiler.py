@@ -6,16 +6,15 @@ its own: parameters and other state live in the front end's tensors, so several 
 
 from __future__ import annotations
 
-import operator
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat as forever
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from graphc import compare, pipeline, reference, settings
-from graphc.errors import ArgumentError, StateError
+from graphc.errors import ArgumentError
 from graphc.frontend.tensor import State, Tensor, followers
 from graphc.ir import graph as ir
 from graphc.ir.binding import bind, names_of, sizes_of
@@ -24,10 +23,10 @@ from graphc.pipeline import Compilation
 from graphc.plan import Plan
 from graphc.runtime import profile as profiling
 from graphc.runtime.feeds import conform, examples, ordered
+from graphc.runtime.state import Held
 
 Array = np.ndarray[Any, Any]
 MODES = ("native", "interpret", "check")
-READABLE = 0x0001 | 0x0100  # NumPy's flags of C-contiguous and aligned arrays
 
 
 def compile(
@@ -112,20 +111,13 @@ def _name_apart(values: Iterable[Value]) -> None:
         taken.add(value.name)
 
 
-class Holder(Protocol):
-    """What keeps the array of a state between calls."""
-
-    @property
-    def data(self) -> Array: ...
-
-
 class Function:
     """A compiled graph. Call it with arrays, positionally or by name."""
 
     def __init__(
         self,
         graph: Graph,
-        state: Sequence[Holder],
+        state: Sequence[State],
         *,
         mode: str = "native",
         threads: int | None = None,
@@ -134,7 +126,7 @@ class Function:
         self.graph, self.state, self.mode, self.threads = graph, tuple(state), mode, threads
         self._single = single
         self._dtypes = [value.dtype.numpy for value in graph.inputs]
-        self._checked: list[Array] = []  # the state whose types are known to be right
+        self._held = Held(graph, self.state)
         self._compiled: dict[tuple[tuple[int, ...], ...], Compilation] = {}
         self._latest: Compilation | None = None
 
@@ -145,13 +137,15 @@ class Function:
         since, and IndexRangeError for an index (a label) outside its range; the state then is as it was.
         """
         arrays = args if not named and self._fit(args) else self.feeds(*args, **named)
-        state = self._state()
+        state = self._held.arrays()
         if self.mode == "interpret":
             results = self._interpret(arrays, state)
         else:
-            results = self._native(self._compilation(tuple([array.shape for array in arrays])), arrays, state)
-        plain = [array if array.ndim else array[()] for array in results]
-        return plain[0] if self._single else tuple(plain)
+            shapes = tuple([array.shape for array in arrays])
+            results = self._native(self._compilation(shapes), arrays, state)
+        if self._single:
+            return results[0] if results[0].ndim else results[0][()]
+        return tuple([array if array.ndim else array[()] for array in results])
 
     def ir(self, stage: str = "graph", **sizes: int) -> str:
         """A stage as text: `graph`, `bind`, each pass, `fused`, `plan`, `loops`, `llvm`, `assembly`.
@@ -175,7 +169,7 @@ class Function:
         else:
             compilation = self.compilation()
             arrays = examples(compilation.stages["bind"])[: len(self.graph.inputs)]
-        return profiling.measure(compilation.executable, arrays, self._state(), repeat)
+        return profiling.measure(compilation.executable, arrays, self._held.arrays(), repeat)
 
     def compilation(self, **sizes: int) -> Compilation:
         """Everything that was made for the given sizes of named dimensions, or for those that ran last."""
@@ -207,22 +201,9 @@ class Function:
         if len(args) != len(self._dtypes):
             return False
         for array, dtype in zip(args, self._dtypes):
-            if type(array) is not np.ndarray or array.dtype is not dtype or array.flags.num & READABLE != READABLE:
+            if type(array) is not np.ndarray or array.dtype is not dtype or not array.flags.carray:
                 return False
         return True
-
-    def _state(self) -> list[Array]:
-        arrays = [holder.data for holder in self.state]
-        if len(arrays) == len(self._checked) and all(map(operator.is_, arrays, self._checked)):
-            return arrays
-        for value, array in zip(self.graph.state, arrays, strict=True):
-            if array.shape != value.type.shape or array.dtype != value.dtype.numpy:
-                raise StateError(
-                    f"{value.name} was {value.type} when {self.graph.name} was compiled and is now "
-                    f"{array.dtype}{list(array.shape)}; compile again"
-                )
-        self._checked = arrays
-        return arrays
 
     def _compilation(self, shapes: tuple[tuple[int, ...], ...]) -> Compilation:
         found = self._compiled.get(shapes)
@@ -234,9 +215,9 @@ class Function:
 
     # Running ---------------------------------------------------------------------------------------------------
 
-    def _native(self, compilation: Compilation, arrays: Sequence[Array], state: list[Array]) -> list[Array]:
+    def _native(self, compilation: Compilation, arrays: Sequence[Array], state: tuple[Array, ...]) -> list[Array]:
         if self.graph.next:
-            arrays = [_apart(array, state) for array in arrays]
+            arrays = [array if self._held.overlap(array) is None else array.copy() for array in arrays]
         if self.mode != "check":
             return compilation.executable(arrays, state)
         before = [array.copy() for array in state]
@@ -255,28 +236,19 @@ class Function:
         for name, array, other in zip(names, found, wanted, strict=True):
             compare.require_close(array, other, compilation.stages["bind"], name)
 
-    def _interpret(self, arrays: Sequence[Array], state: list[Array]) -> list[Array]:
+    def _interpret(self, arrays: Sequence[Array], state: tuple[Array, ...]) -> list[Array]:
         sizes = sizes_of(self.graph.inputs, [array.shape for array in arrays])
         results, following = reference.run(bind(self.graph, sizes), [*arrays, *state])
         outputs = [array.copy() for array in results]
         self._commit(self._next(state), [array.copy() for array in following])
         return outputs
 
-    def _next(self, state: list[Array]) -> list[Array]:
+    def _next(self, state: tuple[Array, ...]) -> list[Array]:
         """The arrays of the states that a step updates."""
         place = dict(zip(self.graph.state, state, strict=True))
         return [place[value] for value, _ in self.graph.next]
 
     @staticmethod
-    def _commit(targets: list[Array], sources: list[Array]) -> None:
+    def _commit(targets: Sequence[Array], sources: Sequence[Array]) -> None:
         """Copy all, in one call that an interrupt cannot divide."""
         deque(map(np.ndarray.__setitem__, targets, forever(...), sources), maxlen=0)
-
-
-def _apart(array: Array, state: list[Array]) -> Array:
-    """The array, or a copy where it shares memory with a state, which the step overwrites."""
-    if array.flags.owndata and not any(array is other for other in state):
-        return array  # a state owns its memory, too
-    if any(np.may_share_memory(array, other) for other in state):
-        return array.copy()
-    return array

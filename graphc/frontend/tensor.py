@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -224,6 +224,8 @@ class State(Tensor):
     """A tensor with an array of its own, which compiled functions read, and replace where it is updated."""
 
     __slots__ = ("_data",)
+    replaced: ClassVar[object] = object()
+    """Another object each time that some state has been given another array: what was read before may be stale."""
 
     def __init__(self, data: Any, name: str = "") -> None:
         array = np.array(data)  # a copy: nobody else holds the memory that steps write to
@@ -244,6 +246,7 @@ class State(Tensor):
     def data(self, data: Any) -> None:
         """Replace the array by a copy; it must have the same dtype, and the shape that compiled functions expect."""
         self._data = np.array(data, self.dtype.numpy, order="C")
+        State.replaced = object()
 
     @staticmethod
     def holding(value: Value) -> State | None:

@@ -12,6 +12,8 @@ from graphc.errors import PlanError
 from graphc.plan import ALIGNMENT
 
 Array = np.ndarray[Any, Any]
+_HEAD = object.__basicsize__
+_word = ctypes.c_size_t.from_address
 
 
 def aligned_bytes(size: int, name: str) -> Array:
@@ -29,7 +31,7 @@ def _by_interface(array: Array) -> int:
 
 def _by_layout(array: Array) -> int:
     """Where NumPy's C interface keeps the address: the first field behind the object's head."""
-    return ctypes.c_size_t.from_address(id(array) + object.__basicsize__).value
+    return _word(id(array) + _HEAD).value
 
 
 def _fastest() -> Callable[[Array], int]:
