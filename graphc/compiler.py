@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import repeat as forever
 from typing import Any
 
 import numpy as np
 
 from graphc import compare, pipeline, reference, settings
-from graphc.errors import ArgumentError
+from graphc.errors import ArgumentError, FeedError, GraphcError
 from graphc.frontend.tensor import State, Tensor, followers
 from graphc.ir import graph as ir
 from graphc.ir.binding import bind, names_of, sizes_of
@@ -22,7 +23,10 @@ from graphc.ir.graph import Graph, Value, topological
 from graphc.pipeline import Compilation
 from graphc.plan import Plan
 from graphc.runtime import profile as profiling
-from graphc.runtime.feeds import conform, examples, ordered
+from graphc.runtime.batches import Batches, Result, cut
+from graphc.runtime.bound import Bound, NativeRun, outputs_of
+from graphc.runtime.epoch import Loop, in_batch
+from graphc.runtime.feeds import bindable, conform, examples, ordered
 from graphc.runtime.state import Held
 
 Array = np.ndarray[Any, Any]
@@ -147,6 +151,67 @@ class Function:
             return results[0] if results[0].ndim else results[0][()]
         return tuple([array if array.ndim else array[()] for array in results])
 
+    def bind(self, *args: Any, out: Array | Sequence[Array] | None = None, **named: Any) -> Bound:
+        """The function on these arrays: `run = step.bind(x, label)`, then `run()` is a step on what they hold by then.
+
+        Nothing is copied: write the next batch into the bound arrays (`x[...] = batch`). The outputs are written to
+        `out` (an array for each), or to arrays that the result makes once: every call returns the same arrays with new
+        numbers, a scalar as one of shape (). A parameter's array that is replaced is noticed.
+
+        Raises FeedTypeError and FeedError for arrays that would have to be converted or do not fit, and for inputs that
+        share memory with a state that the step updates.
+        """
+        values = self.graph.inputs
+        arrays = [bindable(value, a) for value, a in zip(values, ordered(values, args, named), strict=True)]
+        shapes = tuple(array.shape for array in arrays)
+        state = self._held.arrays()
+        self._require_apart(arrays)
+        types = [value.type for value in bind(self.graph, sizes_of(values, shapes)).outputs]
+        outputs = outputs_of(types, out, [*arrays, *state])
+        if self.mode == "native":
+            run = NativeRun(self._compilation(shapes).executable, self._held, arrays, outputs).step
+        else:
+            run = partial(self._into, outputs, arrays)
+        return Bound(
+            {value.name: array for value, array in zip(values, arrays, strict=True)}, outputs, self._single, run
+        )
+
+    def epoch(
+        self, *args: Any, batch_size: int | None = None, seed: Any = None, drop_last: bool = False, **named: Any
+    ) -> Any:
+        """A step for each batch of a data set, in one native loop: `losses = step.epoch(images, labels, batch_size=64)`
+
+        Inputs are arrays for the whole data set. Those that begin with the batch dimension are cut along their first
+        axis into batches of `batch_size` rows, the others are given whole to each step. The batch dimension is the
+        first named dimension that an input begins with, or without one the first extent of the first input, which then
+        is the `batch_size`.
+
+        seed        None: rows are used in order, where they lie; otherwise in that of
+                    `numpy.random.default_rng(seed).permutation(rows)`
+        drop_last   leave out the last batch where it is smaller; otherwise the step is compiled for its size, too
+
+        Returns for each output an array with a row for each step, or, where the output begins with the (named) batch
+        dimension, with a row for each row of the data in the order of their use.
+
+        Raises ArgumentError, FeedTypeError and FeedError, before the first step, for arguments that do not fit. When a
+        step raises (IndexRangeError), the error names its batch, counted from 0, and the state is as the step before
+        left it. An interrupt (Ctrl-C) comes through between two steps within about a tenth of a second.
+        """
+        values = self.graph.inputs
+        batches = cut(values, ordered(values, args, named), batch_size, seed, drop_last)
+        self._held.arrays()
+        self._require_apart(batches.arrays)
+        bound = [bind(self.graph, sizes_of(values, batches.shapes(part))) for part in batches.parts]
+        results = batches.results(self.graph.outputs, [[value.type for value in graph.outputs] for graph in bound])
+        if self.mode == "native":
+            executables = [self._compilation(batches.shapes(part)).executable for part in batches.parts]
+            for part, executable in zip(batches.parts, executables, strict=True):
+                Loop(executable, self._held, batches, part, results).run()
+        else:
+            self._epoch_by_steps(batches, results)
+        arrays = [result.array for result in results]
+        return arrays[0] if self._single else tuple(arrays)
+
     def ir(self, stage: str = "graph", **sizes: int) -> str:
         """A stage as text: `graph`, `bind`, each pass, `fused`, `plan`, `loops`, `llvm`, `assembly`.
 
@@ -213,7 +278,28 @@ class Function:
         self._latest = found
         return found
 
+    def _require_apart(self, arrays: Sequence[Array]) -> None:
+        """Raises FeedError for an input in the memory of a state that steps overwrite while they read it."""
+        for value, array in zip(self.graph.inputs, arrays, strict=True):
+            state = self._held.overlap(array) if self.graph.next else None
+            if state is not None:
+                raise FeedError(f"input {value.name} shares memory with {state.name}, which {self.graph.name} updates")
+
     # Running ---------------------------------------------------------------------------------------------------
+
+    def _epoch_by_steps(self, batches: Batches, results: Sequence[Result]) -> None:
+        for part in batches.parts:
+            for step in range(part.count):
+                try:
+                    self._into([result.at(part, step) for result in results], batches.inputs(part, step))
+                except GraphcError as error:
+                    raise in_batch(error, part.first + step) from None
+
+    def _into(self, outputs: Sequence[Array], arrays: Sequence[Array]) -> None:
+        """A step whose outputs are copied."""
+        found = self(*arrays)
+        for output, array in zip(outputs, [found] if self._single else found, strict=True):
+            output[...] = array
 
     def _native(self, compilation: Compilation, arrays: Sequence[Array], state: tuple[Array, ...]) -> list[Array]:
         if self.graph.next:

@@ -46,7 +46,7 @@ class Executable:
         self.lock = threading.Lock()
         inputs, state = len(plan.graph.inputs), len(plan.graph.state)
         self._given = inputs + state + len(self.results)
-        self._inputs, self._state = slice(inputs), slice(inputs, inputs + state)
+        self._inputs, self.states = slice(inputs), slice(inputs, inputs + state)
         self._outputs = slice(inputs + state, self._given)
         self.table = self.new_table()
         self.place = ctypes.addressof(self.table)
@@ -60,7 +60,7 @@ class Executable:
             table[self._inputs] = [address(array) for array in inputs]
             table[self._outputs] = [address(array) for array in outputs]
             if state is not self._entered:
-                table[self._state] = [address(array) for array in state]
+                table[self.states] = [address(array) for array in state]
                 self._entered = state
             failed = self.run(self.place)
             if failed:
@@ -69,9 +69,9 @@ class Executable:
 
     def new_table(self, arrays: Iterable[Array] = ()) -> Table:
         """A table with the addresses of the constants, the arena, and `arrays`: inputs, state, outputs, in order."""
-        own = [address(array) for array in (*self.constants, self.arena)]
+        own = (*self.constants, self.arena)
         table = (ctypes.c_uint64 * (self._given + len(own)))(*map(address, arrays))
-        table[self._given :] = own
+        table[self._given :] = [address(array) for array in own]
         return table
 
     def times(self, inputs: Sequence[Array], state: Sequence[Array], repeat: int) -> Array:
