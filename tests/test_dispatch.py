@@ -12,6 +12,7 @@ import pytest
 
 import graphc as gx
 from graphc.errors import FeedError, FeedTypeError, IndexRangeError, StateError
+from graphc.runtime.team import team
 
 Array = np.ndarray[Any, Any]
 MODES = ["native", "interpret", "check"]
@@ -118,11 +119,16 @@ def test_a_bound_step_that_fails_changes_nothing(mode: str) -> None:
         (FeedTypeError, "no array for index", lambda p: p.step.bind(p.x)),
         (FeedError, "does not fit", lambda p: p.step.bind(p.x[:, :2].copy(), p.index)),
         (FeedError, "dimension batch is 5 in x and 4 in index", lambda p: p.step.bind(p.x, p.index[:4])),
-        (FeedError, "input x shares memory with weight", lambda p: p.step.bind(p.weight.data[:, :3].T, p.index[:4])),
+        (
+            FeedError,
+            "input x shares memory with weight",
+            lambda p: p.step.bind(p.weight.data.reshape(4, 3), p.index[:4]),
+        ),
         (FeedError, "there are 2 outputs; 1 arrays", lambda p: p.step.bind(p.x, p.index, out=np.zeros(1))),
         (FeedTypeError, "output 0 needs a writeable C-contiguous", lambda p: bind_out(p, np.zeros((5, 4)))),
         (FeedError, r"output 0 is f32\[5,4\]", lambda p: bind_out(p, np.zeros((4, 5), np.float32))),
-        (FeedError, "output 0 shares memory", lambda p: bind_out(p, p.weight.data.reshape(-1)[:0])),
+        (FeedError, "output 0 shares memory", lambda p: bind_out(p, p.weight.data[:2], rows=2)),
+        (FeedError, "output 1 shares memory", lambda p: p.step.bind(p.x, p.index, out=overlapping())),
     ],
 )
 def test_what_cannot_be_bound_is_refused(error: Any, message: str, call: Any) -> None:
@@ -131,8 +137,13 @@ def test_what_cannot_be_bound_is_refused(error: Any, message: str, call: Any) ->
         call(problem)
 
 
-def bind_out(problem: Problem, first: Array) -> Any:
-    return problem.step.bind(problem.x, problem.index, out=[first, np.zeros((), np.float32)])
+def bind_out(problem: Problem, first: Array, rows: int = 5) -> Any:
+    return problem.step.bind(problem.x[:rows], problem.index[:rows], out=[first, np.zeros((), np.float32)])
+
+
+def overlapping() -> list[Array]:
+    memory = np.zeros(20, np.float32)
+    return [memory.reshape(5, 4), memory[3:4].reshape(())]
 
 
 def test_python_threads_may_share_a_bound_step() -> None:
@@ -144,25 +155,51 @@ def test_python_threads_may_share_a_bound_step() -> None:
         worker.start()
     for worker in workers:
         worker.join()
-    assert (count.data, run()) == (800, 50)
+    assert count.data == 800
+    assert run() == 50
 
 
 class Interrupted(Exception):
     pass
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
-def test_interrupts_leave_no_thread_behind() -> None:
-    """An interrupt between the post of a step and this thread's part of it once left the workers at a barrier."""
+def counters() -> tuple[gx.Parameter, gx.Parameter, Any]:
+    """Two states that two threads count up, and the step."""
     a, b = gx.Parameter(np.zeros(30_000, np.float32), "a"), gx.Parameter(np.zeros(30_000, np.float32), "b")
     run = gx.compile([], [], updates={a: a + 1, b: b + 1}, threads=2).bind()
+    run()
+    return a, b, run
+
+
+def test_an_interrupt_lets_all_threads_end_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One between the post of a step and this thread's part of it once left the workers at a barrier."""
+    a, b, run = counters()
+    workers = team(2)
+    post = workers._post
+
+    def interrupted(*args: Any) -> None:
+        post(*args)
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "_post", interrupted)
+        with pytest.raises(Interrupted):
+            run()
+    assert {*a.data} == {*b.data} == {2}
+    run()
+    assert {*a.data} == {*b.data} == {3}
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+def test_steps_are_whole_whenever_an_interrupt_comes() -> None:
+    a, b, run = counters()
 
     def interrupt(*_: Any) -> None:
         raise Interrupted
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        for delay in np.random.default_rng(0).uniform(1e-4, 2e-3, 100):
+        for delay in np.random.default_rng(0).uniform(1e-4, 1e-3, 50):
             try:
                 signal.setitimer(signal.ITIMER_REAL, delay)
                 while True:

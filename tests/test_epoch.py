@@ -222,6 +222,7 @@ def test_an_interrupt_comes_through_between_two_steps(threads: int, monkeypatch:
     total = gx.sum(x) / 3
     step = gx.compile([x], total, updates={one: one + total, two: two + gx.sum(one - two) * 0 + total}, threads=threads)
     rows = np.ones((2_000_000, 3), np.float32)
+    step.epoch(rows[:1], batch_size=1)  # compiles
 
     def interrupt(*_: Any) -> None:
         raise Interrupted

@@ -61,7 +61,7 @@ def bindable(value: Value, given: Any) -> Array:
     """
     if not isinstance(given, np.ndarray):
         raise FeedTypeError(f"input {value.name} is bound to an array, not to {type(given).__name__}")
-    array = given.view(np.ndarray)
+    array = given if type(given) is np.ndarray else given.view(np.ndarray)
     if array.dtype != value.dtype.numpy or not array.flags.c_contiguous or not array.flags.aligned:
         raise FeedTypeError(
             f"input {value.name} is {value.type}: it can be bound to a C-contiguous array of {value.dtype.numpy.name}, "
