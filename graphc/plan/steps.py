@@ -6,8 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from graphc.ir.graph import Node, Value
-
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+from graphc.ir.memory import ALIGNMENT
 
 
 def aligned(size: int) -> int:

@@ -21,11 +21,12 @@ from graphc.codegen import step as code
 from graphc.codegen.jit import Compiled, compile
 from graphc.errors import GraphcError
 from graphc.ir.graph import Graph, Node
+from graphc.ir.memory import aligned_copy
 from graphc.ir.types import TensorType
 from graphc.loops.ir import Function
 from graphc.plan import Call, Plan
 from graphc.runtime import team
-from graphc.runtime.memory import address, aligned_bytes, aligned_copy
+from graphc.runtime.memory import address, aligned_bytes
 
 Array = np.ndarray[Any, Any]
 _STEP = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)

@@ -38,14 +38,19 @@ class Held:
                     f"{value.name} was {value.type} when {self.graph.name} was compiled and is now "
                     f"{array.dtype}{list(array.shape)}; compile again"
                 )
-        self._read = (replaced, arrays, frozenset(map(id, arrays)))
+        self._read = (replaced, arrays, frozenset(map(id, map(_owner, arrays))))
         return arrays
 
     def overlap(self, array: Array) -> Value | None:
         """A state that the array shares memory with."""
         _, arrays, ids = self._read
-        owner = array if array.base is None else array.base
+        owner = _owner(array)
         if type(owner) is np.ndarray and owner.flags.owndata and id(owner) not in ids:
-            return None  # a state owns its memory, too
+            return None
         pairs = zip(self.graph.state, arrays, strict=True)
         return next((value for value, other in pairs if np.may_share_memory(array, other)), None)
+
+
+def _owner(array: Array) -> Any:
+    """What owns the array's memory; of NumPy's arrays it is the array that was made first."""
+    return array if array.base is None else array.base
