@@ -49,8 +49,8 @@ def compile(
     updates  parameter or buffer -> its next value, as `optimizer.minimize(loss)` gives; all are set at once, after
              everything has been computed, or not at all
     mode     "native"; "interpret": NumPy, unoptimised; "check": both, compared on every call
-    threads  native threads, by default GRAPHC_THREADS, or all processors for what is large enough to be shared; one where
-             nothing can be shared; results have the same bits for any number
+    threads  native threads, by default GRAPHC_THREADS, or all processors for what is large enough to be shared; one
+             where nothing can be; results have the same bits for any number
 
     Raises ArgumentError for a placeholder that is needed and not among `inputs`, and for what is no tensor.
     """

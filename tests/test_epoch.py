@@ -31,7 +31,7 @@ class Problem:
         x, label = gx.placeholder("x", ("batch", 9)), gx.placeholder("label", ("batch",), gx.int64)
         logits = self.net(x * scale)
         loss = nn.CrossEntropyLoss()(logits, label)
-        self.optimizer = optim.SGD(self.net.parameters(), lr=0.1, momentum=0.9)
+        self.optimizer = optim.SGD(self.net.parameters(), lr=0.01, momentum=0.5)
         updates = self.optimizer.minimize(loss)
         self.step = gx.compile([scale, x, label], [loss, logits], updates=updates, mode=mode, threads=threads)
 
