@@ -72,11 +72,8 @@ def main() -> None:
 
     random = np.random.default_rng(options.seed)
     for epoch in range(1, options.epochs + 1):
-        order = random.permutation(len(train_y))
-        start, losses = time.perf_counter(), []
-        for first in range(0, len(order), options.batch):
-            chosen = order[first : first + options.batch]
-            losses.append(step(train_x[chosen], train_y[chosen]))
+        start = time.perf_counter()
+        losses = step.epoch(train_x, train_y, batch_size=options.batch, seed=random)
         seconds = time.perf_counter() - start
         print(
             f"epoch {epoch}: loss {losses[0]:.4f} -> {np.mean(losses[-50:]):.4f}, "

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +45,6 @@ def load(seed: int) -> tuple[Array, Array, Array, Array]:
     images, labels = digits.data[order].astype(np.float32) / 16, digits.target[order].astype(np.int64)
     held_out = len(labels) // 5
     return images[held_out:], labels[held_out:], images[:held_out], labels[:held_out]
-
-
-def batches(count: int, size: int, random: np.random.Generator) -> Iterator[Array]:
-    """Positions in random order, `size` at a time; the last batch is what is left."""
-    order = random.permutation(count)
-    return (order[start : start + size] for start in range(0, count, size))
 
 
 def draw(file: Path, losses: list[float], accuracies: list[float], images: Array, found: Array, labels: Array) -> None:
@@ -109,13 +102,10 @@ def main() -> None:
     for epoch in range(1, options.epochs + 1):
         if epoch == options.epochs * 3 // 4:
             optimizer.lr /= 10
-        total = 0.0
-        for chosen in batches(len(train_y), options.batch, random):
-            images, labels = train_x[chosen], train_y[chosen]
-            start = time.perf_counter()
-            total += float(step(images, labels)) * len(chosen)
-            times.append(time.perf_counter() - start)
-        losses.append(total / len(train_y))
+        start = time.perf_counter()
+        steps = step.epoch(train_x, train_y, batch_size=options.batch, seed=random)
+        times.append((time.perf_counter() - start) / len(steps))
+        losses.append(float(np.mean(steps)))
         accuracies.append(float(np.mean(classify(test_x) == test_y)))
         done = "#" * (30 * epoch // options.epochs)
         line = f"epoch {epoch:3d}  [{done:<30}]  loss {losses[-1]:.6f}  validation accuracy {accuracies[-1]:.4f}"

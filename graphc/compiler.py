@@ -6,16 +6,16 @@ its own: parameters and other state live in the front end's tensors, so several 
 
 from __future__ import annotations
 
-import operator
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import repeat as forever
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from graphc import compare, pipeline, reference, settings
-from graphc.errors import ArgumentError, StateError
+from graphc.errors import ArgumentError, FeedError, GraphcError
 from graphc.frontend.tensor import State, Tensor, followers
 from graphc.ir import graph as ir
 from graphc.ir.binding import bind, names_of, sizes_of
@@ -23,11 +23,14 @@ from graphc.ir.graph import Graph, Value, topological
 from graphc.pipeline import Compilation
 from graphc.plan import Plan
 from graphc.runtime import profile as profiling
-from graphc.runtime.feeds import conform, examples, ordered
+from graphc.runtime.batches import Batches, Result, cut
+from graphc.runtime.bound import Bound, NativeRun, outputs_of
+from graphc.runtime.epoch import Loop, in_batch
+from graphc.runtime.feeds import bindable, conform, examples, ordered
+from graphc.runtime.state import Held
 
 Array = np.ndarray[Any, Any]
 MODES = ("native", "interpret", "check")
-READABLE = 0x0001 | 0x0100  # NumPy's flags of C-contiguous and aligned arrays
 
 
 def compile(
@@ -46,8 +49,8 @@ def compile(
     updates  parameter or buffer -> its next value, as `optimizer.minimize(loss)` gives; all are set at once, after
              everything has been computed, or not at all
     mode     "native"; "interpret": NumPy, unoptimised; "check": both, compared on every call
-    threads  native threads, by default GRAPHC_THREADS, or all processors for what is large enough to be shared; results
-             have the same bits for any number
+    threads  native threads, by default GRAPHC_THREADS, or all processors for what is large enough to be shared; one
+             where nothing can be; results have the same bits for any number
 
     Raises ArgumentError for a placeholder that is needed and not among `inputs`, and for what is no tensor.
     """
@@ -112,20 +115,13 @@ def _name_apart(values: Iterable[Value]) -> None:
         taken.add(value.name)
 
 
-class Holder(Protocol):
-    """What keeps the array of a state between calls."""
-
-    @property
-    def data(self) -> Array: ...
-
-
 class Function:
     """A compiled graph. Call it with arrays, positionally or by name."""
 
     def __init__(
         self,
         graph: Graph,
-        state: Sequence[Holder],
+        state: Sequence[State],
         *,
         mode: str = "native",
         threads: int | None = None,
@@ -134,7 +130,7 @@ class Function:
         self.graph, self.state, self.mode, self.threads = graph, tuple(state), mode, threads
         self._single = single
         self._dtypes = [value.dtype.numpy for value in graph.inputs]
-        self._checked: list[Array] = []  # the state whose types are known to be right
+        self._held = Held(graph, self.state)
         self._compiled: dict[tuple[tuple[int, ...], ...], Compilation] = {}
         self._latest: Compilation | None = None
 
@@ -145,13 +141,76 @@ class Function:
         since, and IndexRangeError for an index (a label) outside its range; the state then is as it was.
         """
         arrays = args if not named and self._fit(args) else self.feeds(*args, **named)
-        state = self._state()
+        state = self._held.arrays()
         if self.mode == "interpret":
             results = self._interpret(arrays, state)
         else:
-            results = self._native(self._compilation(tuple([array.shape for array in arrays])), arrays, state)
-        plain = [array if array.ndim else array[()] for array in results]
-        return plain[0] if self._single else tuple(plain)
+            shapes = tuple([array.shape for array in arrays])
+            results = self._native(self._compilation(shapes), arrays, state)
+        if self._single:
+            return results[0] if results[0].ndim else results[0][()]
+        return tuple([array if array.ndim else array[()] for array in results])
+
+    def bind(self, *args: Any, out: Array | Sequence[Array] | None = None, **named: Any) -> Bound:
+        """The function on these arrays: `run = step.bind(x, label)`, then `run()` is a step on what they hold by then.
+
+        Nothing is copied: write the next batch into the bound arrays (`x[...] = batch`). The outputs are written to
+        `out` (an array for each), or to arrays that the result makes once: every call returns the same arrays with new
+        numbers, a scalar as one of shape (). A parameter's array that is replaced is noticed.
+
+        Raises FeedTypeError and FeedError for arrays that would have to be converted or do not fit, and for inputs that
+        share memory with a state that the step updates.
+        """
+        values = self.graph.inputs
+        arrays = [bindable(value, a) for value, a in zip(values, ordered(values, args, named), strict=True)]
+        shapes = tuple(array.shape for array in arrays)
+        state = self._held.arrays()
+        self._require_apart(arrays)
+        types = [value.type for value in bind(self.graph, sizes_of(values, shapes)).outputs]
+        outputs = outputs_of(types, out, [*arrays, *state])
+        if self.mode == "native":
+            run = NativeRun(self._compilation(shapes).executable, self._held, arrays, outputs).step
+        else:
+            run = partial(self._into, outputs, arrays)
+        return Bound(
+            {value.name: array for value, array in zip(values, arrays, strict=True)}, outputs, self._single, run
+        )
+
+    def epoch(
+        self, *args: Any, batch_size: int | None = None, seed: Any = None, drop_last: bool = False, **named: Any
+    ) -> Any:
+        """A step for each batch of a data set, in one native loop: `losses = step.epoch(images, labels, batch_size=64)`
+
+        Inputs are arrays for the whole data set. Those that begin with the batch dimension are cut along their first
+        axis into batches of `batch_size` rows, the others are given whole to each step. The batch dimension is the
+        first named dimension that an input begins with, or without one the first extent of the first input, which then
+        is the `batch_size`.
+
+        seed        None: rows are used in order, where they lie; otherwise in that of
+                    `numpy.random.default_rng(seed).permutation(rows)`
+        drop_last   leave out the last batch where it is smaller; otherwise the step is compiled for its size, too
+
+        Returns for each output an array with a row for each step, or, where the output begins with the (named) batch
+        dimension, with a row for each row of the data in the order of their use.
+
+        Raises ArgumentError, FeedTypeError and FeedError, before the first step, for arguments that do not fit. When a
+        step raises (IndexRangeError), the error names its batch, counted from 0, and the state is as the step before
+        left it. An interrupt (Ctrl-C) comes through between two steps within about a tenth of a second.
+        """
+        values = self.graph.inputs
+        batches = cut(values, ordered(values, args, named), batch_size, seed, drop_last)
+        self._held.arrays()
+        self._require_apart(batches.arrays)
+        bound = [bind(self.graph, sizes_of(values, batches.shapes(part))) for part in batches.parts]
+        results = batches.results(self.graph.outputs, [[value.type for value in graph.outputs] for graph in bound])
+        if self.mode == "native":
+            executables = [self._compilation(batches.shapes(part)).executable for part in batches.parts]
+            for part, executable in zip(batches.parts, executables, strict=True):
+                Loop(executable, self._held, batches, part, results).run()
+        else:
+            self._epoch_by_steps(batches, results)
+        arrays = [result.array for result in results]
+        return arrays[0] if self._single else tuple(arrays)
 
     def ir(self, stage: str = "graph", **sizes: int) -> str:
         """A stage as text: `graph`, `bind`, each pass, `fused`, `plan`, `loops`, `llvm`, `assembly`.
@@ -175,7 +234,7 @@ class Function:
         else:
             compilation = self.compilation()
             arrays = examples(compilation.stages["bind"])[: len(self.graph.inputs)]
-        return profiling.measure(compilation.executable, arrays, self._state(), repeat)
+        return profiling.measure(compilation.executable, arrays, self._held.arrays(), repeat)
 
     def compilation(self, **sizes: int) -> Compilation:
         """Everything that was made for the given sizes of named dimensions, or for those that ran last."""
@@ -207,22 +266,9 @@ class Function:
         if len(args) != len(self._dtypes):
             return False
         for array, dtype in zip(args, self._dtypes):
-            if type(array) is not np.ndarray or array.dtype is not dtype or array.flags.num & READABLE != READABLE:
+            if type(array) is not np.ndarray or array.dtype is not dtype or not array.flags.carray:
                 return False
         return True
-
-    def _state(self) -> list[Array]:
-        arrays = [holder.data for holder in self.state]
-        if len(arrays) == len(self._checked) and all(map(operator.is_, arrays, self._checked)):
-            return arrays
-        for value, array in zip(self.graph.state, arrays, strict=True):
-            if array.shape != value.type.shape or array.dtype != value.dtype.numpy:
-                raise StateError(
-                    f"{value.name} was {value.type} when {self.graph.name} was compiled and is now "
-                    f"{array.dtype}{list(array.shape)}; compile again"
-                )
-        self._checked = arrays
-        return arrays
 
     def _compilation(self, shapes: tuple[tuple[int, ...], ...]) -> Compilation:
         found = self._compiled.get(shapes)
@@ -232,11 +278,32 @@ class Function:
         self._latest = found
         return found
 
+    def _require_apart(self, arrays: Sequence[Array]) -> None:
+        """Raises FeedError for an input in the memory of a state that steps overwrite while they read it."""
+        for value, array in zip(self.graph.inputs, arrays, strict=True):
+            state = self._held.overlap(array) if self.graph.next else None
+            if state is not None:
+                raise FeedError(f"input {value.name} shares memory with {state.name}, which {self.graph.name} updates")
+
     # Running ---------------------------------------------------------------------------------------------------
 
-    def _native(self, compilation: Compilation, arrays: Sequence[Array], state: list[Array]) -> list[Array]:
+    def _epoch_by_steps(self, batches: Batches, results: Sequence[Result]) -> None:
+        for part in batches.parts:
+            for step in range(part.count):
+                try:
+                    self._into([result.at(part, step) for result in results], batches.inputs(part, step))
+                except GraphcError as error:
+                    raise in_batch(error, part.first + step) from None
+
+    def _into(self, outputs: Sequence[Array], arrays: Sequence[Array]) -> None:
+        """A step whose outputs are copied."""
+        found = self(*arrays)
+        for output, array in zip(outputs, [found] if self._single else found, strict=True):
+            output[...] = array
+
+    def _native(self, compilation: Compilation, arrays: Sequence[Array], state: tuple[Array, ...]) -> list[Array]:
         if self.graph.next:
-            arrays = [_apart(array, state) for array in arrays]
+            arrays = [array if self._held.overlap(array) is None else array.copy() for array in arrays]
         if self.mode != "check":
             return compilation.executable(arrays, state)
         before = [array.copy() for array in state]
@@ -255,28 +322,19 @@ class Function:
         for name, array, other in zip(names, found, wanted, strict=True):
             compare.require_close(array, other, compilation.stages["bind"], name)
 
-    def _interpret(self, arrays: Sequence[Array], state: list[Array]) -> list[Array]:
+    def _interpret(self, arrays: Sequence[Array], state: tuple[Array, ...]) -> list[Array]:
         sizes = sizes_of(self.graph.inputs, [array.shape for array in arrays])
         results, following = reference.run(bind(self.graph, sizes), [*arrays, *state])
         outputs = [array.copy() for array in results]
         self._commit(self._next(state), [array.copy() for array in following])
         return outputs
 
-    def _next(self, state: list[Array]) -> list[Array]:
+    def _next(self, state: tuple[Array, ...]) -> list[Array]:
         """The arrays of the states that a step updates."""
         place = dict(zip(self.graph.state, state, strict=True))
         return [place[value] for value, _ in self.graph.next]
 
     @staticmethod
-    def _commit(targets: list[Array], sources: list[Array]) -> None:
+    def _commit(targets: Sequence[Array], sources: Sequence[Array]) -> None:
         """Copy all, in one call that an interrupt cannot divide."""
         deque(map(np.ndarray.__setitem__, targets, forever(...), sources), maxlen=0)
-
-
-def _apart(array: Array, state: list[Array]) -> Array:
-    """The array, or a copy where it shares memory with a state, which the step overwrites."""
-    if array.flags.owndata and not any(array is other for other in state):
-        return array  # a state owns its memory, too
-    if any(np.may_share_memory(array, other) for other in state):
-        return array.copy()
-    return array

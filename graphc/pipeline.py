@@ -20,7 +20,7 @@ from graphc.ir.graph import Graph, Node
 from graphc.ir.op import Call, Scan
 from graphc.ir.signature import signature
 from graphc.loops import text as loop_text
-from graphc.loops.ir import Function
+from graphc.loops.ir import Function, Loop, LoopKind
 from graphc.loops.lower import lower
 from graphc.loops.target import Target
 from graphc.passes import manager  # with all passes
@@ -85,12 +85,21 @@ def build(graph: Graph, sizes: Mapping[str, int], threads: int | None = 1) -> Co
     if threads is None:
         threads = available() if manager.work(fused).operations >= WORTH_SHARING else 1
     functions = lower_kernels(fused, target)
+    if not any(map(is_divided, functions.values())):
+        threads = 1
     plan = make(fused, {node: code.scratch_bytes(function) for node, function in functions.items()})
     modules = code.emit_modules(plan, functions, target, threaded=threads > 1)
     compiled = compile_all(modules, symbols(threads), available())
     found = Compilation(stages, ledger, plan, functions, Executable(plan, functions, compiled, threads))
     _report(found, "".join(f".{name}{size}" for name, size in sizes.items()))
     return found
+
+
+def is_divided(function: Function) -> bool:
+    """Whether a kernel has parts that threads can share."""
+    return any(
+        isinstance(stmt, Loop) and stmt.kind is LoopKind.PARALLEL and stmt.var.extent > 1 for stmt in function.body
+    )
 
 
 def passes_for(graph: Graph) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ def assert_matches_interpreter(function: Function, *args: Any, **named: Any) -> 
     bound = compilation.stages["bind"]
     wanted, following = reference.run(bound, [*arrays, *state])
     compare.require_equal_kernels(compilation.executable, [*arrays, *state])
-    found = compilation.executable(arrays, state)
+    found = compilation.executable(arrays, tuple(state))
     place = dict(zip(bound.state, state, strict=True))
     found += [place[value] for value, _ in bound.next]
     names = [f"output {n}" for n in range(len(bound.outputs))] + [value.name for value, _ in bound.next]

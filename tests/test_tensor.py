@@ -180,3 +180,12 @@ def test_a_parameter_holds_a_copy() -> None:
     parameter.data = [1.0, 2.0, 3.0]
     assert parameter.data.dtype == np.float32
     assert gx.Parameter([1.5]).dtype == gx.float32
+
+
+def test_states_begin_with_a_cache_line() -> None:
+    for shape in ((), (3,), (784, 128), (0, 5)):
+        state = gx.Parameter(np.ones(shape, np.float32))
+        assert state.data.ctypes.data % 64 == 0
+        state.data = np.zeros(shape)
+        assert state.data.ctypes.data % 64 == 0
+        assert state.data.shape == shape and state.data.dtype == np.float32

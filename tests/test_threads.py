@@ -107,9 +107,16 @@ def test_small_graphs_stay_on_one_thread_and_large_ones_use_all() -> None:
     assert large.step.compilation().executable.threads == available()
 
 
+def test_what_no_kernel_divides_is_not_shared() -> None:
+    problem = Problem(2, batch=1)
+    problem.run(1)
+    assert "parallel 2" not in problem.step.ir("loops")
+    assert problem.step.compilation().executable.threads == 1
+
+
 def test_the_number_of_threads_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAPHC_THREADS", "3")
-    problem = Problem(None, batch=2)
+    problem = Problem(None)
     problem.run(1)
     assert problem.step.compilation().executable.threads == 3
     monkeypatch.setenv("GRAPHC_THREADS", "many")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -21,6 +21,7 @@ from graphc.ir import dim as dims
 from graphc.ir import source
 from graphc.ir.dim import Dim
 from graphc.ir.graph import Literal, Node, Value
+from graphc.ir.memory import aligned_copy
 from graphc.ir.types import DType, Shape, TensorType, as_dtype
 
 Array = np.ndarray[Any, Any]
@@ -224,13 +225,15 @@ class State(Tensor):
     """A tensor with an array of its own, which compiled functions read, and replace where it is updated."""
 
     __slots__ = ("_data",)
+    replaced: ClassVar[object] = object()
+    """Another object each time that some state has been given another array: what was read before may be stale."""
 
     def __init__(self, data: Any, name: str = "") -> None:
-        array = np.array(data)  # a copy: nobody else holds the memory that steps write to
+        array = np.asarray(data)
         if not isinstance(data, np.ndarray | np.generic) and array.dtype == np.float64:
             array = array.astype(np.float32)
         dtype = as_dtype(array.dtype)
-        self._data: Array = np.require(array, dtype.numpy, ["C", "A", "W"])
+        self._data = _own(array, dtype)
         value = _StateValue(TensorType(dtype, self._data.shape), name=name)
         value.holder = self
         super().__init__(value)
@@ -243,7 +246,8 @@ class State(Tensor):
     @data.setter
     def data(self, data: Any) -> None:
         """Replace the array by a copy; it must have the same dtype, and the shape that compiled functions expect."""
-        self._data = np.array(data, self.dtype.numpy, order="C")
+        self._data = _own(data, self.dtype)
+        State.replaced = object()
 
     @staticmethod
     def holding(value: Value) -> State | None:
@@ -265,6 +269,11 @@ class State(Tensor):
 
     def __repr__(self) -> str:
         return f"<graphc {type(self).__name__.lower()} {self.name}: {self.type}>"
+
+
+def _own(data: Any, dtype: DType) -> Array:
+    """A copy: nobody else holds the memory that steps write to."""
+    return aligned_copy(np.asarray(data, dtype.numpy))
 
 
 _FOLLOWERS: WeakKeyDictionary[Node, list[tuple[State, Callable[[Tensor], Tensor]]]] = WeakKeyDictionary()

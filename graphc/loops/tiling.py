@@ -32,6 +32,7 @@ PAGE_WALK = 8  # cycles to come to another page
 FROM_MEMORY = 4  # times as long where that page is in no cache
 FAR_VECTOR = 0.3  # cycles that a vector of the panel adds when the panel does not stay in the first-level cache
 FROM_L2 = 2.5  # cycles for a vector that is not in the first-level cache
+STREAM, STREAMS = 1.0, 1.7  # the same for what is read once, in one stream or several: of one, more is fetched ahead
 COPY, COPY_ACROSS, GATHER, SCATTER = 0.3, 0.5, 3.0, 4.0  # cycles for an element
 DOT_COST = 1.15  # cycles for a vector of products: two loads for less than two
 ROW_COST = 6  # cycles to put down a row of dot products
@@ -141,13 +142,18 @@ def _dot_tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[
     """(cycles for one point of the batch, columns, rows, accumulators of each) of the best tiles."""
     steps = prod(group.extent for group in roles.depth[:-1]) * -(-roles.depth[-1].extent // lanes)
     far = FROM_L2 if roles.height * roles.deep * itemsize > target.l1 else 1.0
+    streamed = roles.width * roles.deep * itemsize > target.l1
     found = []
     for rows in range(1, min(roles.height, 4) + 1):
         for cols in range(1, min(roles.width, MOST_DOTS // rows, 10) + 1):
             tiles = -(-roles.height // rows) * -(-roles.width // cols)
             uneven = bool(roles.height % rows) + bool(roles.width % cols)
-            near = 1.0 if cols * roles.deep * itemsize <= target.l1 // 2 else FROM_L2
-            step = max(DOT_COST * rows * cols, rows * far + cols * near, LATENCY / max(1, steps))
+            if streamed and rows == roles.height:
+                loads = cols * (STREAM if cols == 1 else STREAMS)
+            else:
+                near = 1.0 if cols * roles.deep * itemsize <= target.l1 // 2 else FROM_L2
+                loads = rows * far + cols * near
+            step = max(DOT_COST * rows * cols, loads, LATENCY / max(1, steps))
             cycles = tiles * (steps * step + FOLD * rows * cols + ROW_COST * rows) * (1 + VARIANT_COST * uneven)
             found.append((cycles, cols, rows, max(1, min(2 * LATENCY // (rows * cols), steps))))
     return sorted(found)[:CANDIDATES]

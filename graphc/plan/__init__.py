@@ -19,9 +19,10 @@ Invariants, checked by `verify`:
  4. arena offsets are multiples of `ALIGNMENT`; nothing lies outside of its memory.
 """
 
+from graphc.ir.memory import ALIGNMENT
 from graphc.plan.model import Plan
 from graphc.plan.planner import make
-from graphc.plan.steps import ALIGNMENT, Address, Base, Call, Copy, Loop, Scratch, Slot
+from graphc.plan.steps import Address, Base, Call, Copy, Loop, Scratch, Slot
 from graphc.plan.verify import verify
 
 __all__ = ["ALIGNMENT", "Address", "Base", "Call", "Copy", "Loop", "Plan", "Scratch", "Slot", "make", "verify"]

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphc.ir.graph import Graph, Node, Value
+from graphc.ir.memory import ALIGNMENT
 
 if TYPE_CHECKING:
     from graphc.plan.model import Plan
-
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
 def aligned(size: int) -> int:

@@ -20,10 +20,11 @@ from collections.abc import Mapping, Sequence
 
 from graphc.errors import VerifyError
 from graphc.ir.graph import Graph, Node, Value
+from graphc.ir.memory import ALIGNMENT
 from graphc.ir.op import Scan
 from graphc.passes.forms import may_alias
 from graphc.plan.model import Plan
-from graphc.plan.steps import ALIGNMENT, Address, Base, Call, Copy, Loop
+from graphc.plan.steps import Address, Base, Call, Copy, Loop
 
 Tag = Value | None
 Range = tuple[Base, int, int, int]  # memory, its number, first byte, byte behind the last

@@ -9,10 +9,9 @@ Invariants:
 from __future__ import annotations
 
 import ctypes
-import operator
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,15 +21,17 @@ from graphc.codegen import step as code
 from graphc.codegen.jit import Compiled, compile
 from graphc.errors import GraphcError
 from graphc.ir.graph import Graph, Node
+from graphc.ir.memory import aligned_copy
 from graphc.ir.types import TensorType
 from graphc.loops.ir import Function
 from graphc.plan import Call, Plan
 from graphc.runtime import team
-from graphc.runtime.memory import address, aligned_bytes, aligned_copy
+from graphc.runtime.memory import address, aligned_bytes
 
 Array = np.ndarray[Any, Any]
 _STEP = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
 Run = Callable[[int], int]  # of a step on the table at an address
+Table = ctypes.Array[ctypes.c_uint64]
 
 
 class Executable:
@@ -40,25 +41,39 @@ class Executable:
         self.plan, self.kernels, self.compiled, self.threads = plan, kernels, compiled, threads
         self.arena = aligned_bytes(plan.arena_bytes, plan.graph.name)
         self.constants = [aligned_copy(literal.array) for literal in plan.constants]
-        self.results = [value.type for value in plan.graph.outputs]
-        fixed = [*(a.ctypes.data for a in self.constants), self.arena.ctypes.data]
-        given = len(plan.graph.inputs) + len(plan.graph.state) + len(self.results)
-        self.table = (ctypes.c_uint64 * (given + len(fixed)))(*[0] * given, *fixed)
-        self.place = ctypes.addressof(self.table)
-        self.run = self._entry(compiled)
+        self.results = [(value.type.extents, value.dtype.numpy) for value in plan.graph.outputs]
+        self.step = compiled.address(code.NAME)
+        self.run = self.entry(self.step)
         self.lock = threading.Lock()
-        self._entered: Sequence[Array] = ()  # the state whose addresses are in the table
-        self._outputs = [(type.extents, type.dtype.numpy) for type in self.results]
+        inputs, state = len(plan.graph.inputs), len(plan.graph.state)
+        self._given = inputs + state + len(self.results)
+        self._inputs, self.states = slice(inputs), slice(inputs, inputs + state)
+        self._outputs = slice(inputs + state, self._given)
+        self.table = self.new_table()
+        self.place = ctypes.addressof(self.table)
+        self._entered: tuple[Array, ...] = ()  # the state whose addresses are in the table
 
-    def __call__(self, inputs: Sequence[Array], state: Sequence[Array]) -> list[Array]:
+    def __call__(self, inputs: Sequence[Array], state: tuple[Array, ...]) -> list[Array]:
         """One step: new arrays for the outputs, `state` updated in place. Raises what a failed check says."""
-        outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
+        outputs = [np.empty(shape, dtype) for shape, dtype in self.results]
+        table = self.table
         with self.lock:
-            self.enter(inputs, state, outputs)
+            table[self._inputs] = [address(array) for array in inputs]
+            table[self._outputs] = [address(array) for array in outputs]
+            if state is not self._entered:
+                table[self.states] = [address(array) for array in state]
+                self._entered = state
             failed = self.run(self.place)
             if failed:
-                raise self._failure(failed, self.table)
+                raise self.failure(failed, table)
         return outputs
+
+    def new_table(self, arrays: Iterable[Array] = ()) -> Table:
+        """A table with the addresses of the constants, the arena, and `arrays`: inputs, state, outputs, in order."""
+        own = (*self.constants, self.arena)
+        table = (ctypes.c_uint64 * (self._given + len(own)))(*map(address, arrays))
+        table[self._given :] = [address(array) for array in own]
+        return table
 
     def times(self, inputs: Sequence[Array], state: Sequence[Array], repeat: int) -> Array:
         """Seconds of each step of the plan, then of those in its loops (`Plan.all`), one row per repetition.
@@ -67,53 +82,37 @@ class Executable:
         outside, says how fast it counts.
         """
         timed = compile(code.emit_step(self.plan, self.kernels, threaded=self.threads > 1, timed=True), self._symbols())
-        run = self._entry(timed)
+        run = self.entry(timed.address(code.NAME))
         counts = np.zeros((repeat, self.threads, code.columns(self.plan)[1]), np.int64)
         elapsed = 0.0
         with self.lock:
             copies = [array.copy() for array in state]
-            outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
-            self.enter(inputs, copies, outputs)
-            table = (ctypes.c_uint64 * (len(self.table) + 1))(*self.table)
+            outputs = [np.empty(shape, dtype) for shape, dtype in self.results]
+            own = self.new_table((*inputs, *copies, *outputs))
+            table = (ctypes.c_uint64 * (len(own) + 1))(*own)
             for row in counts:
-                table[len(self.table)] = row.ctypes.data
+                table[len(own)] = row.ctypes.data
                 start = time.perf_counter()
                 failed = run(ctypes.addressof(table))
                 elapsed += time.perf_counter() - start
                 if failed:
-                    raise self._failure(failed, table)
+                    raise self.failure(failed, table)
             del outputs
         cycles = counts[:, 0]
         seconds: Array = cycles * (elapsed / max(1, int(cycles[:, : len(self.plan.steps)].sum())))
         return seconds
 
-    def enter(self, inputs: Sequence[Array], state: Sequence[Array], outputs: Sequence[Array]) -> None:
-        """Write the arrays' addresses into the table; the state's only when it is not the one of the last step."""
-        table, entry = self.table, 0
-        for array in inputs:
-            table[entry] = address(array)
-            entry += 1
-        if len(self._entered) != len(state) or not all(map(operator.is_, state, self._entered)):
-            for place, array in enumerate(state, entry):
-                table[place] = address(array)
-            self._entered = state
-        entry += len(state)
-        for array in outputs:
-            table[entry] = address(array)
-            entry += 1
-
-    def _entry(self, compiled: Compiled) -> Run:
-        """The step of some machine code, as a function of its table."""
-        step = compiled.address(code.NAME)
+    def entry(self, function: int) -> Run:
+        """The native function at an address, a step or what runs steps, as a function of its table."""
         if self.threads == 1:
-            return _STEP(step)
-        return lambda table: team.team(self.threads).run(step, table)  # a forked process has another team
+            return _STEP(function)
+        return lambda table: team.team(self.threads).run(function, table)  # a forked process has another team
 
     def _symbols(self) -> dict[str, int]:
         names = {function.name for function in self.kernels.values()}
         return {**symbols(self.threads), **{name: self.compiled.address(name) for name in names}}
 
-    def _failure(self, number: int, table: ctypes.Array[ctypes.c_uint64]) -> GraphcError:
+    def failure(self, number: int, table: Table) -> GraphcError:
         """The error of check `number` (from 1): its kernel run again by the reference on what it was given."""
         call = [call for call in self.plan.calls if call.is_check][number - 1]
         operands = [

@@ -55,6 +55,22 @@ def conform(value: Value, given: Any) -> Array:
     return array
 
 
+def bindable(value: Value, given: Any) -> Array:
+    """`given` itself: an array that steps can read where it lies, now and later.
+
+    Raises FeedTypeError for what is no array or would have to be converted, and FeedError as `conform` does.
+    """
+    if not isinstance(given, np.ndarray):
+        raise FeedTypeError(f"input {value.name} is bound to an array, not to {type(given).__name__}")
+    array = given if type(given) is np.ndarray else given.view(np.ndarray)
+    if array.dtype != value.dtype.numpy or not array.flags.c_contiguous or not array.flags.aligned:
+        raise FeedTypeError(
+            f"input {value.name} is {value.type}: it can be bound to a C-contiguous array of {value.dtype.numpy.name}, "
+            f"which is read where it lies, not to a copy"
+        )
+    return conform(value, array)
+
+
 def _converted(value: Value, given: Any, wanted: np.dtype[Any]) -> Array:
     try:
         array = np.asarray(given)

@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 
 from graphc.errors import PlanError
-from graphc.plan import ALIGNMENT
+from graphc.ir import memory
 
 Array = np.ndarray[Any, Any]
+_HEAD = object.__basicsize__
+_word = ctypes.c_size_t.from_address
 
 
 def aligned_bytes(size: int, name: str) -> Array:
     """Uninitialised memory at an address that is a multiple of ALIGNMENT; raises PlanError when there is not enough."""
     try:
-        memory = np.empty(size + ALIGNMENT, np.uint8)
+        return memory.aligned_bytes(size)
     except MemoryError:
         raise PlanError(f"{name} needs an arena of {size / 2**20:.1f} MiB, which cannot be had") from None
-    return memory[-memory.ctypes.data % ALIGNMENT :][:size]
 
 
 def _by_interface(array: Array) -> int:
@@ -29,7 +30,7 @@ def _by_interface(array: Array) -> int:
 
 def _by_layout(array: Array) -> int:
     """Where NumPy's C interface keeps the address: the first field behind the object's head."""
-    return ctypes.c_size_t.from_address(id(array) + object.__basicsize__).value
+    return _word(id(array) + _HEAD).value
 
 
 def _fastest() -> Callable[[Array], int]:
@@ -40,10 +41,3 @@ def _fastest() -> Callable[[Array], int]:
 
 address: Callable[[Array], int] = _fastest()
 """Of an array's first element."""
-
-
-def aligned_copy(array: Array) -> Array:
-    """The same elements in aligned memory."""
-    memory = aligned_bytes(array.nbytes, "a constant").view(array.dtype).reshape(array.shape)
-    memory[...] = array
-    return memory

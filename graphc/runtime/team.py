@@ -78,12 +78,15 @@ class Team:
     def run(self, step: int, table: int) -> int:
         """One step, by all threads; its result."""
         with self.lock:
-            self._post(self.address, step, table)
-            if True in self.sleeping:
-                for tid, asleep in enumerate(self.sleeping):
-                    if asleep:
-                        self.wake[tid].set()
-            return int(self._share(self.address))
+            try:
+                self._post(self.address, step, table)
+            finally:  # an interrupt comes after the call: the workers have begun, and will wait for this thread
+                if True in self.sleeping:
+                    for tid, asleep in enumerate(self.sleeping):
+                        if asleep:
+                            self.wake[tid].set()
+                status = int(self._share(self.address))
+            return status
 
     def _worker(self, tid: int) -> None:
         seen = 0

@@ -163,7 +163,7 @@ def _interpreted(graph: Graph, feeds: Sequence[Array]) -> list[Array]:
 
 def _native(graph: Graph, feeds: Sequence[Array]) -> list[Array]:
     count = len(graph.inputs)
-    state = [array.copy() for array in feeds[count:]]
+    state = tuple(array.copy() for array in feeds[count:])
     outputs = pipeline.build(graph, {}).executable(feeds[:count], state)
     place = dict(zip(graph.state, state, strict=True))
     return [*outputs, *(place[value] for value, _ in graph.next)]

@@ -1,0 +1,214 @@
+"""Bound steps: the same results as calls, in arrays that stay; what cannot be bound is refused."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+import graphc as gx
+from graphc.errors import FeedError, FeedTypeError, IndexRangeError, StateError
+from graphc.runtime.team import team
+
+Array = np.ndarray[Any, Any]
+MODES = ["native", "interpret", "check"]
+
+
+class Problem:
+    """A product and a sum, with a weight that grows."""
+
+    def __init__(self, mode: str = "native", threads: int = 1) -> None:
+        self.weight = gx.Parameter(np.full((3, 4), 0.5, np.float32), "weight")
+        x, index = gx.placeholder("x", ("batch", 3)), gx.placeholder("index", ("batch",), gx.int64)
+        y = gx.matmul(x, self.weight)
+        chosen = gx.nll_loss(y, index)
+        updates = {self.weight: self.weight * 1.25}
+        self.step = gx.compile([x, index], [y, chosen], updates=updates, mode=mode, threads=threads)
+        self.x, self.index = np.arange(15, dtype=np.float32).reshape(5, 3), np.arange(5) % 4
+
+
+def same(found: Any, wanted: Any) -> bool:
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_bound_step_does_what_a_call_does(mode: str, threads: int) -> None:
+    bound, called = Problem(mode, threads), Problem(mode, threads)
+    run = bound.step.bind(bound.x, index=bound.index)
+    for _ in range(3):
+        assert same(run(), called.step(called.x, called.index))
+    bound.x[...] = called.x[::-1]
+    bound.index[0] = 3
+    assert same(run(), called.step(called.x[::-1], bound.index))
+    assert bound.weight.data.tobytes() == called.weight.data.tobytes()
+
+
+def test_results_are_always_the_same_arrays() -> None:
+    problem = Problem()
+    run = problem.step.bind(problem.x, problem.index)
+    first = run()
+    kept = first[0].copy()
+    assert run() is first and first == run.outputs
+    assert not np.array_equal(first[0], kept)
+    assert run.inputs["x"] is problem.x
+    assert first[1].shape == ()
+    y = gx.placeholder("y", (2,))
+    assert gx.compile([y], y * 2).bind(np.ones(2, np.float32))().tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_outputs_go_where_the_caller_wants_them(mode: str) -> None:
+    problem, called = Problem(mode), Problem(mode)
+    out = np.zeros((5, 4), np.float32), np.zeros((), np.float32)
+    run = problem.step.bind(problem.x, problem.index, out=out)
+    assert run()[0] is out[0]
+    assert same(out, called.step(called.x, called.index))
+
+
+def test_bound_arrays_live_as_long_as_the_bound_step() -> None:
+    problem, called = Problem(), Problem()
+    run = problem.step.bind(problem.x.copy(), problem.index.copy())
+    del problem
+    gc.collect()
+    filled = [np.full((5, 3), np.nan, np.float32) for _ in range(50)]  # would take freed memory
+    assert same(run(), called.step(called.x, called.index))
+    assert len(filled) == 50
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_replaced_parameter_is_noticed(mode: str) -> None:
+    problem = Problem(mode)
+    run = problem.step.bind(problem.x, problem.index)
+    run()
+    problem.weight.data = np.ones((3, 4))
+    assert run()[0].tolist() == np.tile(problem.x.sum(1, keepdims=True), (1, 4)).tolist()
+    problem.weight.data[...] = 0  # as load_state_dict does
+    assert not run()[0].any()
+    problem.weight.data = np.ones((4, 4))
+    with pytest.raises(StateError, match="compile again"):
+        run()
+    problem.weight.data = np.ones((3, 4))
+    assert run()[0].any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_bound_step_that_fails_changes_nothing(mode: str) -> None:
+    problem = Problem(mode)
+    run = problem.step.bind(problem.x, problem.index)
+    before = problem.weight.data.tobytes()
+    problem.index[2] = 4
+    with pytest.raises(IndexRangeError, match=r"4 is outside \[0, 4\)"):
+        run()
+    assert problem.weight.data.tobytes() == before
+    problem.index[2] = 0
+    run()
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        (FeedTypeError, "input x is bound to an array, not to list", lambda p: p.step.bind([[1.0] * 3], p.index[:1])),
+        (FeedTypeError, "which is read where it lies", lambda p: p.step.bind(p.x.astype(float), p.index)),
+        (FeedTypeError, "which is read where it lies", lambda p: p.step.bind(p.x, p.index.astype(np.int32))),
+        (FeedTypeError, "C-contiguous", lambda p: p.step.bind(np.asfortranarray(p.x), p.index)),
+        (FeedTypeError, "no array for index", lambda p: p.step.bind(p.x)),
+        (FeedError, "does not fit", lambda p: p.step.bind(p.x[:, :2].copy(), p.index)),
+        (FeedError, "dimension batch is 5 in x and 4 in index", lambda p: p.step.bind(p.x, p.index[:4])),
+        (
+            FeedError,
+            "input x shares memory with weight",
+            lambda p: p.step.bind(p.weight.data.reshape(4, 3), p.index[:4]),
+        ),
+        (FeedError, "there are 2 outputs; 1 arrays", lambda p: p.step.bind(p.x, p.index, out=np.zeros(1))),
+        (FeedTypeError, "output 0 needs a writeable C-contiguous", lambda p: bind_out(p, np.zeros((5, 4)))),
+        (FeedError, r"output 0 is f32\[5,4\]", lambda p: bind_out(p, np.zeros((4, 5), np.float32))),
+        (FeedError, "output 0 shares memory", lambda p: bind_out(p, p.weight.data[:2], rows=2)),
+        (FeedError, "output 1 shares memory", lambda p: p.step.bind(p.x, p.index, out=overlapping())),
+    ],
+)
+def test_what_cannot_be_bound_is_refused(error: Any, message: str, call: Any) -> None:
+    problem = Problem()
+    with pytest.raises(error, match=message):
+        call(problem)
+
+
+def bind_out(problem: Problem, first: Array, rows: int = 5) -> Any:
+    return problem.step.bind(problem.x[:rows], problem.index[:rows], out=[first, np.zeros((), np.float32)])
+
+
+def overlapping() -> list[Array]:
+    memory = np.zeros(20, np.float32)
+    return [memory.reshape(5, 4), memory[3:4].reshape(())]
+
+
+def test_python_threads_may_share_a_bound_step() -> None:
+    x = gx.placeholder("x", (50,))
+    count = gx.Parameter(np.zeros((), np.float32), "count")
+    run = gx.compile([x], gx.sum(x), updates={count: count + 1}).bind(np.ones(50, np.float32))
+    workers = [threading.Thread(target=lambda: [run() for _ in range(200)]) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert count.data == 800
+    assert run() == 50
+
+
+class Interrupted(Exception):
+    pass
+
+
+def counters() -> tuple[gx.Parameter, gx.Parameter, Any]:
+    """Two states that two threads count up, and the step."""
+    a, b = gx.Parameter(np.zeros(150_000, np.float32), "a"), gx.Parameter(np.zeros(150_000, np.float32), "b")
+    step = gx.compile([], [], updates={a: a + 1, b: b + 1}, threads=2)
+    run = step.bind()
+    run()
+    assert step.compilation().executable.threads == 2
+    return a, b, run
+
+
+def test_an_interrupt_lets_all_threads_end_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One between the post of a step and this thread's part of it once left the workers at a barrier."""
+    a, b, run = counters()
+    workers = team(2)
+    post = workers._post
+
+    def interrupted(*args: Any) -> None:
+        post(*args)
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "_post", interrupted)
+        with pytest.raises(Interrupted):
+            run()
+    assert (a.data == 2).all() and (b.data == 2).all()
+    run()
+    assert (a.data == 3).all() and (b.data == 3).all()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+def test_steps_are_whole_whenever_an_interrupt_comes() -> None:
+    a, b, run = counters()
+
+    def interrupt(*_: Any) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for delay in np.random.default_rng(0).uniform(1e-4, 1e-3, 50):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                while True:
+                    run()
+            except Interrupted:
+                assert (a.data == a.data[0]).all() and (b.data == a.data[0]).all()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    run()
