@@ -224,6 +224,23 @@ def test_an_arena_that_cannot_be_had_is_refused() -> None:
         aligned_bytes(2**60, "step")
 
 
+@pytest.mark.parametrize("shape", [(2**45,), (2**40, 2**40), (2**31, 2**31, 4)])
+def test_results_that_cannot_be_had_are_refused(shape: tuple[int, ...]) -> None:
+    """Also where their bytes do not fit 64 bits: 2**64 of them once were an arena of none."""
+    x = gx.placeholder("x", (1,))
+    wide = gx.broadcast_to(x, shape)
+    with pytest.raises(PlanError, match="cannot be had"):
+        gx.compile([x], wide + 1)(np.ones(1, np.float32))
+
+
+def test_an_arena_of_more_than_64_bits_is_refused() -> None:
+    """Its bytes, 2**66, once came out as an arena of none."""
+    x = gx.placeholder("x", (1,))
+    turned = gx.reshape(gx.transpose(gx.softmax(gx.reshape(gx.broadcast_to(x, (2**31, 2**33)), (2**31, -1)))), (-1,))
+    with pytest.raises(PlanError, match=r"step needs an arena of .* MiB, which cannot be had"):
+        gx.compile([x], turned[:2])(np.ones(1, np.float32))
+
+
 def test_two_python_threads_may_call_one_function() -> None:
     problem, (x, label) = Problem(), batch(50)
     wanted = problem.evaluate(x, label)

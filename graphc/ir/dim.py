@@ -105,11 +105,13 @@ def bind(dim: Dim, sizes: Mapping[str, int]) -> Dim:
 
 def parse(text: str) -> Dim:
     """Inverse of `str`; raises ArgumentError on anything else."""
+    if not re.fullmatch(r"[+-]?[^+-]+([+-][^+-]+)*", text):
+        raise ArgumentError(f"a dimension is a number, a name, or a sum of products of them, not {text!r}")
     total: Dim = 0
     for sign, body in re.findall(r"([+-]?)([^+-]+)", text):
         term: Dim = -1 if sign == "-" else 1
         for factor in body.split("*"):
-            term = term * (int(factor) if factor.isdecimal() else named(factor))
+            term = term * (int(factor) if factor.isascii() and factor.isdecimal() else named(factor))
         total = total + term
     return total
 

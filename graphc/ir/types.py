@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,7 @@ def as_dtype(spec: Any) -> DType:
     if isinstance(spec, str) and spec in DType._value2member_map_:
         return DType(spec)
     try:
-        found = _FROM_NUMPY.get(np.dtype(spec).newbyteorder("="))
+        found = None if spec is None else _FROM_NUMPY.get(np.dtype(spec).newbyteorder("="))
     except TypeError:
         found = None
     if found is None:
@@ -80,7 +81,7 @@ def as_dtype(spec: Any) -> DType:
 
 def is_extent(dim: object) -> bool:
     """Whether `dim` can be the extent of an axis."""
-    return isinstance(dim, Polynomial) or (isinstance(dim, int) and dim >= 0)
+    return isinstance(dim, Polynomial) or (type(dim) is int and dim >= 0)  # True is no number of elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class TensorType:
     @property
     def nbytes(self) -> int:
         """Bytes of a contiguous array of this type, once its dimensions are numbers."""
-        return int(np.prod(self.extents, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.extents) * self.dtype.itemsize
 
     def with_shape(self, shape: Shape) -> TensorType:
         return TensorType(self.dtype, shape)

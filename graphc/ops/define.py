@@ -69,7 +69,7 @@ def require_same_shape(*types: TensorType) -> None:
 
 def require_axes(axes: Sequence[int], rank: int) -> None:
     """Raises ArgumentError unless `axes` are distinct numbers in [0, rank)."""
-    if len(set(axes)) != len(axes) or not all(isinstance(a, int) and 0 <= a < rank for a in axes):
+    if len(set(axes)) != len(axes) or not all(type(a) is int and 0 <= a < rank for a in axes):
         raise ArgumentError(f"axes {list(axes)} must be distinct and in [0, {rank})")
 
 
@@ -83,7 +83,7 @@ def require_length(rank: int, **attrs: Sequence[Any]) -> None:
 def require_whole(least: int, **attrs: Sequence[Any]) -> None:
     """Raises ArgumentError unless every attribute's entries are integers from `least` on."""
     for name, attr in attrs.items():
-        if not all(isinstance(entry, int) and entry >= least for entry in attr):
+        if not all(type(entry) is int and entry >= least for entry in attr):
             raise ArgumentError(f"{name} must be whole numbers from {least} on, not {list(attr)}")
 
 

@@ -26,7 +26,7 @@ from graphc.ir.types import TensorType
 from graphc.loops.ir import Function
 from graphc.plan import Call, Plan
 from graphc.runtime import team
-from graphc.runtime.memory import address, aligned_bytes, aligned_copy
+from graphc.runtime.memory import address, aligned_bytes, aligned_copy, empty_arrays
 
 Array = np.ndarray[Any, Any]
 _STEP = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
@@ -52,7 +52,7 @@ class Executable:
 
     def __call__(self, inputs: Sequence[Array], state: Sequence[Array]) -> list[Array]:
         """One step: new arrays for the outputs, `state` updated in place. Raises what a failed check says."""
-        outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
+        outputs = empty_arrays(self._outputs, self.plan.graph.name)
         with self.lock:
             self.enter(inputs, state, outputs)
             failed = self.run(self.place)
@@ -71,7 +71,7 @@ class Executable:
         elapsed = 0.0
         with self.lock:
             copies = [array.copy() for array in state]
-            outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
+            outputs = empty_arrays(self._outputs, self.plan.graph.name)
             self.enter(inputs, copies, outputs)
             table = (ctypes.c_uint64 * (len(self.table) + 1))(*self.table)
             for row in counts:
