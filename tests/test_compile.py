@@ -208,7 +208,7 @@ def test_outputs_belong_to_the_caller() -> None:
         (lambda x, y: gx.compile([x + y], x), "distinct placeholders"),
         (lambda x, y: gx.compile([x], 3), "not int"),
         (lambda x, y: gx.compile([x], x, mode="fast"), "mode must be one of native"),
-        (lambda x, y: gx.compile([x], x, threads=0), "threads must be at least 1"),
+        (lambda x, y: gx.compile([x], x, threads=0), "threads must be a number from 1 to 256, not 0"),
         (lambda x, y: gx.compile([x], x, updates={gx.Parameter([1.0]): x}), "its update is f32[3]"),
     ],
 )

@@ -32,6 +32,7 @@ from graphc.ir import source
 from graphc.ir.dim import Dim
 from graphc.ir.graph import Value
 from graphc.ir.types import DType, as_dtype
+from graphc.ops.define import require_number
 
 Axes = int | Sequence[int] | None
 
@@ -42,6 +43,11 @@ def _tensor(x: Any) -> Tensor:
 
 def _real(op: Callable[..., Value], x: Any) -> Tensor:
     return Tensor(op(as_float(x).value))
+
+
+def _rounded(op: Callable[..., Value], x: Any) -> Tensor:
+    found = _tensor(x)
+    return found if found.dtype.is_int else _real(op, found)
 
 
 # Elementwise ----------------------------------------------------------------------------------------------------
@@ -103,18 +109,18 @@ def erf(x: Any) -> Tensor:
 
 
 def floor(x: Any) -> Tensor:
-    """The largest integer <= x, as a float."""
-    return _real(ops.floor, x)
+    """The largest integer <= x, in the dtype of x."""
+    return _rounded(ops.floor, x)
 
 
 def ceil(x: Any) -> Tensor:
-    """The smallest integer >= x, as a float."""
-    return _real(ops.ceil, x)
+    """The smallest integer >= x, in the dtype of x."""
+    return _rounded(ops.ceil, x)
 
 
 def round(x: Any) -> Tensor:
-    """The nearest integer, halves to even, as a float."""
-    return _real(ops.round, x)
+    """The nearest integer, halves to even, in the dtype of x."""
+    return _rounded(ops.round, x)
 
 
 def sign(x: Any) -> Tensor:
@@ -144,10 +150,10 @@ def minimum(a: Any, b: Any) -> Tensor:
 
 
 def clip(x: Any, low: Any = None, high: Any = None) -> Tensor:
-    """x, at least `low` and at most `high`."""
+    """x, at least `low` and at most `high`; the gradient at the bounds is 1, as in torch."""
     found = _tensor(x)
-    found = found if low is None else maximum(found, low)
-    return found if high is None else minimum(found, high)
+    found = found if low is None else where(binary(ops.less, found, low), low, found)
+    return found if high is None else where(binary(ops.greater, found, high), high, found)
 
 
 def equal(a: Any, b: Any) -> Tensor:
@@ -217,9 +223,12 @@ def silu(x: Any) -> Tensor:
 
 
 def softplus(x: Any) -> Tensor:
-    """log(1 + e**x), as max(x, 0) + log1p(e**-|x|)."""
+    """log(1 + e**x), as max(x, 0) + log1p(e**-|x|).
+
+    -|x| is a choice between x and -x, neither of which is flat at 0, where the derivative of |x| would be lost.
+    """
     found = as_float(x)
-    return relu(found) + log1p(exp(-abs(found)))
+    return relu(found) + log1p(exp(where(found > 0, -found, found)))
 
 
 def gelu(x: Any, approximate: str = "none") -> Tensor:
@@ -255,24 +264,35 @@ def _reduce(op: Callable[..., Value], x: Any, axis: Axes, keepdims: bool) -> Ten
 
 
 def sum(x: Any, axis: Axes = None, keepdims: bool = False) -> Tensor:
-    """The sum along `axis`; bools are counted as int64."""
-    found = _tensor(x)
-    return _reduce(ops.reduce_sum, convert(found, DType.I64) if found.dtype is DType.BOOL else found, axis, keepdims)
+    """The sum along `axis`; integers and bools are added as int64, as in NumPy."""
+    return _reduce(ops.reduce_sum, _countable(x), axis, keepdims)
 
 
 def prod(x: Any, axis: Axes = None, keepdims: bool = False) -> Tensor:
-    """The product along `axis`."""
-    return _reduce(ops.reduce_prod, x, axis, keepdims)
+    """The product along `axis`; integers and bools are multiplied as int64, as in NumPy."""
+    return _reduce(ops.reduce_prod, _countable(x), axis, keepdims)
+
+
+def _countable(x: Any) -> Tensor:
+    found = _tensor(x)
+    return found if found.dtype.is_float else convert(found, DType.I64)
 
 
 def max(x: Any, axis: Axes = None, keepdims: bool = False) -> Tensor:
-    """The largest along `axis` (torch's amax); equal ones share the gradient."""
-    return _reduce(ops.reduce_max, x, axis, keepdims)
+    """The largest along `axis` (torch's amax); equal ones share the gradient. Raises ArgumentError for no elements."""
+    return _extreme(ops.reduce_max, ops.reduce_any, x, axis, keepdims)
 
 
 def min(x: Any, axis: Axes = None, keepdims: bool = False) -> Tensor:
-    """The smallest along `axis` (torch's amin); equal ones share the gradient."""
-    return _reduce(ops.reduce_min, x, axis, keepdims)
+    """The smallest along `axis` (torch's amin); equal ones share the gradient. Raises ArgumentError for no elements."""
+    return _extreme(ops.reduce_min, ops.reduce_all, x, axis, keepdims)
+
+
+def _extreme(op: Callable[..., Value], of_bools: Callable[..., Value], x: Any, axis: Axes, keepdims: bool) -> Tensor:
+    found = _tensor(x)
+    if 0 in (found.shape[a] for a in _axes(axis, found.ndim)):
+        raise ArgumentError(f"{found.type} has no largest or smallest element along axis {axis}", source.here())
+    return _reduce(of_bools if found.dtype is DType.BOOL else op, found, axis, keepdims)
 
 
 amax, amin = max, min
@@ -343,7 +363,7 @@ def _position_of(best: Callable[..., Tensor], x: Any, axis: int | None) -> Tenso
 def logsumexp(x: Any, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """log(sum(e**x)), shifted by the maximum."""
     found = as_float(x)
-    top = stop_gradient(max(found, axis, keepdims=True))
+    top = stop_gradient(_reduce(ops.reduce_max, found, axis, True))
     top = where(equal(abs(top), float("inf")), 0.0, top)
     total = log(sum(exp(found - top), axis, keepdims=True)) + top
     return total if keepdims else _reduce(ops.reduce_sum, total, axis, False)
@@ -352,14 +372,14 @@ def logsumexp(x: Any, axis: Axes = None, keepdims: bool = False) -> Tensor:
 def softmax(x: Any, axis: int = -1) -> Tensor:
     """e**x / sum(e**x) along `axis`, shifted by the maximum."""
     found = as_float(x)
-    e = exp(found - stop_gradient(max(found, axis, keepdims=True)))
+    e = exp(found - stop_gradient(_reduce(ops.reduce_max, found, axis, True)))
     return e / sum(e, axis, keepdims=True)
 
 
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
     """log(softmax(x)) without the division: x - max - log(sum(e**(x - max)))."""
     found = as_float(x)
-    shifted = found - stop_gradient(max(found, axis, keepdims=True))
+    shifted = found - stop_gradient(_reduce(ops.reduce_max, found, axis, True))
     return shifted - log(sum(exp(shifted), axis, keepdims=True))
 
 
@@ -460,7 +480,9 @@ def flip(x: Tensor, axis: Axes = None) -> Tensor:
 
 def full(shape: Any, value: float, dtype: Any = np.float32) -> Tensor:
     """`value` in every element."""
-    return Tensor(ops.full(as_shape(shape), value, as_dtype(dtype)))
+    number, kind = value.item() if isinstance(value, np.generic) else value, as_dtype(dtype)
+    require_number(number, kind)
+    return Tensor(ops.full(as_shape(shape), number, kind))
 
 
 def zeros(shape: Any, dtype: Any = np.float32) -> Tensor:

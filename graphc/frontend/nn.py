@@ -16,7 +16,7 @@ from graphc.frontend import functional as F
 from graphc.frontend import random, spatial
 from graphc.frontend.recurrent import lstm
 from graphc.frontend.spatial import Pair, pair
-from graphc.frontend.tensor import Buffer, Parameter, State, Tensor
+from graphc.frontend.tensor import Buffer, Parameter, State, Tensor, as_array
 from graphc.ir import source
 
 Array = np.ndarray[Any, Any]
@@ -112,8 +112,8 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Set parameters and buffers from arrays (or torch tensors on the CPU) by path.
 
-        Nothing is set unless everything fits. Raises ArgumentError for missing or, when `strict`, unexpected names, and
-        ShapeError for a shape that differs.
+        Nothing is set unless everything fits. Raises ArgumentError, when `strict`, for missing and unexpected names,
+        ShapeError for a shape that differs, and DTypeError for what is no array of numbers.
         """
         own = dict(self.named_states())
         missing, unexpected = [n for n in own if n not in state], [n for n in state if n not in own]
@@ -121,7 +121,7 @@ class Module:
             raise ArgumentError(
                 f"missing: {', '.join(missing) or 'none'}; unexpected: {', '.join(unexpected) or 'none'}"
             )
-        arrays = {name: np.asarray(state[name]) for name in own if name in state}
+        arrays = {name: as_array(state[name], own[name].dtype) for name in own if name in state}
         for name, array in arrays.items():
             if array.shape != own[name].data.shape:
                 raise ShapeError(f"{name} is {own[name].type}, not an array of shape {list(array.shape)}")

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from graphc import ops
-from graphc.errors import ArgumentError, DTypeError, ShapeError
+from graphc.errors import ArgumentError, DTypeError, GraphcError, ShapeError
 from graphc.ir import dim as dims
 from graphc.ir import source
 from graphc.ir.dim import Dim
@@ -109,10 +109,10 @@ class Tensor:
         return binary(ops.mod, other, self)
 
     def __pow__(self, other: Any) -> Tensor:
-        return binary(ops.pow, self, other)
+        return power(self, other)
 
     def __rpow__(self, other: Any) -> Tensor:
-        return binary(ops.pow, other, self)
+        return power(other, self)
 
     def __matmul__(self, other: Any) -> Tensor:
         return matmul(self, other)
@@ -135,8 +135,17 @@ class Tensor:
     def __and__(self, other: Any) -> Tensor:
         return binary(ops.logical_and, self, other)
 
+    __rand__ = __and__
+
     def __or__(self, other: Any) -> Tensor:
         return binary(ops.logical_or, self, other)
+
+    __ror__ = __or__
+
+    def __xor__(self, other: Any) -> Tensor:
+        return logical_xor(self, other)
+
+    __rxor__ = __xor__
 
     def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
         return binary(ops.equal, self, other)
@@ -155,6 +164,9 @@ class Tensor:
 
     def __ge__(self, other: Any) -> Tensor:
         return binary(ops.greater_equal, self, other)
+
+    def __array__(self, *args: Any, **named: Any) -> NoReturn:
+        raise ArgumentError(f"{self.type} has no elements while the graph is built; compile it", source.here())
 
     def __bool__(self) -> NoReturn:
         raise ArgumentError("a tensor has no truth value while the graph is built; use where()", source.here())
@@ -205,12 +217,35 @@ def constant(array: Any, dtype: Any = None) -> Tensor:
     """A constant from an array, numbers or nested lists. Python floats become float32, Python ints int64."""
     if isinstance(array, Tensor):
         return array if dtype is None else convert(array, as_dtype(dtype))
-    found = np.asarray(array)
-    if dtype is not None:
-        found = found.astype(as_dtype(dtype).numpy)
-    elif not isinstance(array, np.ndarray | np.generic) and found.dtype == np.float64:
-        found = found.astype(np.float32)
-    return Tensor(ops.constant(value=Literal.of(found)))
+    return Tensor(ops.constant(value=Literal.of(as_array(array, None if dtype is None else as_dtype(dtype)))))
+
+
+def as_array(data: Any, dtype: DType | None = None) -> Array:
+    """`data` as an array of `dtype`, or of its own: Python floats become float32, Python ints int64.
+
+    Raises ArgumentError for what is no array, and for NaN, infinity and numbers out of range where `dtype` is of
+    integers, and DTypeError for elements that are no numbers.
+    """
+    try:
+        found = np.asarray(float(data) if dtype and dtype.is_float and isinstance(data, int) else data)
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+        raise ArgumentError(f"not an array of numbers: {error}", source.here()) from None
+    if dtype is None:
+        is_weak = not isinstance(data, np.ndarray | np.generic) and found.dtype == np.float64
+        dtype = DType.F32 if is_weak else as_dtype(found.dtype)
+    if isinstance(data, int) and found.dtype.hasobject:
+        raise ArgumentError(f"{dtype} has no number {data}", source.here())
+    if found.dtype.kind not in "biuf":
+        raise DTypeError(f"{found.dtype} cannot become {dtype}", source.here())
+    if dtype.is_int and found.dtype.kind != "b" and found.size:
+        limits = np.iinfo(dtype.numpy)
+        low, high = found.min().item(), found.max().item()  # Python numbers compare exactly; NaN compares false
+        if not (limits.min <= low and high <= limits.max):
+            raise ArgumentError(
+                f"{dtype} has no number {low if low != low or low < limits.min else high}", source.here()
+            )
+    with np.errstate(over="ignore"):  # float64 that float32 has not is infinite
+        return found.astype(dtype.numpy, copy=False)
 
 
 class _StateValue(Value):
@@ -226,12 +261,9 @@ class State(Tensor):
     __slots__ = ("_data",)
 
     def __init__(self, data: Any, name: str = "") -> None:
-        array = np.array(data)  # a copy: nobody else holds the memory that steps write to
-        if not isinstance(data, np.ndarray | np.generic) and array.dtype == np.float64:
-            array = array.astype(np.float32)
-        dtype = as_dtype(array.dtype)
-        self._data: Array = np.require(array, dtype.numpy, ["C", "A", "W"])
-        value = _StateValue(TensorType(dtype, self._data.shape), name=name)
+        array = as_array(data)
+        self._data: Array = np.array(array, order="C")  # a copy: nobody else holds the memory that steps write to
+        value = _StateValue(TensorType(as_dtype(array.dtype), array.shape), name=name)
         value.holder = self
         super().__init__(value)
 
@@ -243,7 +275,7 @@ class State(Tensor):
     @data.setter
     def data(self, data: Any) -> None:
         """Replace the array by a copy; it must have the same dtype, and the shape that compiled functions expect."""
-        self._data = np.array(data, self.dtype.numpy, order="C")
+        self._data = np.array(as_array(data, self.dtype), order="C")
 
     @staticmethod
     def holding(value: Value) -> State | None:
@@ -280,9 +312,14 @@ def followers(nodes: Iterable[Node]) -> dict[State, Tensor]:
 
 
 class Parameter(State):
-    """State that an optimiser trains. Holds a copy of `data`, an array of floats."""
+    """State that an optimiser trains. Holds a copy of `data`, an array of floats; raises DTypeError for another."""
 
     __slots__ = ()
+
+    def __init__(self, data: Any, name: str = "") -> None:
+        super().__init__(data, name)
+        if not self.dtype.is_float:
+            raise DTypeError(f"a parameter holds floats, not {self.type}; a Buffer holds anything", source.here())
 
 
 class Buffer(State):
@@ -342,13 +379,14 @@ def broadcast_shapes(*tensors: Tensor) -> Shape:
         extents = [t.shape[axis] for t in tensors if t.ndim >= -axis]
         found = {d for d in extents if d != 1}
         if len(found) > 1:
-            raise ShapeError(_mismatch(tensors), source.here())
+            raise ShapeError(_mismatch("shapes do not broadcast", tensors), source.here())
         result.append(found.pop() if found else 1)
     return tuple(result)
 
 
-def _mismatch(tensors: Iterable[Tensor]) -> str:
-    lines = ["shapes do not broadcast: " + " and ".join(str(t.type) for t in tensors)]
+def _mismatch(what: str, tensors: Sequence[Tensor]) -> str:
+    """A message with the operands' types and lines."""
+    lines = [f"{what}: " + " and ".join(str(t.type) for t in tensors)]
     for number, tensor in enumerate(tensors):
         node = tensor.value.node
         if node is not None and node.location is not None:
@@ -381,12 +419,12 @@ def promote(*operands: Any) -> list[Tensor]:
         if not isinstance(x, Tensor | bool | int | float | complex | list | tuple | np.ndarray | np.generic):
             raise ArgumentError(f"expected a tensor, array or number, not {type(x).__name__}", source.here())
     kinds: list[Any] = [x.dtype.numpy if isinstance(x, Tensor) else x for x in operands]
-    kinds = [k if isinstance(k, np.dtype | bool | int | float) else np.asarray(k).dtype for k in kinds]
-    if any(isinstance(k, complex) for k in kinds):
-        raise DTypeError("complex numbers are not supported", source.here())
     try:
+        kinds = [k if isinstance(k, np.dtype | bool | int | float) else np.asarray(k).dtype for k in kinds]
         dtype = as_dtype(np.result_type(*kinds)) if any(isinstance(k, np.dtype) for k in kinds) else None
-    except (TypeError, OverflowError) as error:
+    except GraphcError as error:
+        raise DTypeError(f"no common dtype: {error.message}", source.here()) from None
+    except (ValueError, TypeError, OverflowError) as error:
         raise DTypeError(f"no common dtype: {error}", source.here()) from None
     return [_as_tensor(x, dtype) for x in operands]
 
@@ -397,11 +435,37 @@ def _as_tensor(x: Any, dtype: DType | None) -> Tensor:
     return constant(x, dtype)
 
 
+_ON_BOOLS: dict[Callable[..., Value], Callable[..., Value]] = {  # NumPy's meaning of arithmetic on bools
+    ops.add: ops.logical_or,
+    ops.mul: ops.logical_and,
+    ops.maximum: ops.logical_or,
+    ops.minimum: ops.logical_and,
+}
+
+
 def binary(op: Callable[..., Value], a: Any, b: Any) -> Tensor:
     """An elementwise op of two operands, which are promoted and broadcast."""
     first, second = promote(a, b)
+    if first.dtype is DType.BOOL:
+        op = _ON_BOOLS.get(op, op)
     shape = broadcast_shapes(first, second)
     return Tensor(op(broadcast_to(first, shape).value, broadcast_to(second, shape).value))
+
+
+def logical_xor(a: Any, b: Any) -> Tensor:
+    """Either a or b, for bools."""
+    first, second = promote(a, b)
+    if first.dtype is not DType.BOOL:
+        raise DTypeError(_mismatch("logical_xor takes bools", (first, second)), source.here())
+    return binary(ops.not_equal, first, second)
+
+
+def power(a: Any, b: Any) -> Tensor:
+    """a ** b; as in NumPy, an integer has no power of a negative number that is known."""
+    first, second = promote(a, b)
+    if first.dtype.is_int and isinstance(b, int) and b < 0:
+        raise ArgumentError(f"{first.type} has no power {b}; convert it to float", source.here())
+    return binary(ops.pow, first, second)
 
 
 def divide(a: Any, b: Any) -> Tensor:
@@ -429,7 +493,7 @@ def matmul(a: Any, b: Any) -> Tensor:
     """
     first, second = promote(a, b)
     if first.ndim == 0 or second.ndim == 0 or first.shape[-1] != second.shape[-2 if second.ndim > 1 else 0]:
-        raise ShapeError(f"matmul of {first.type} and {second.type}: inner extents differ", source.here())
+        raise ShapeError(_mismatch("inner extents of matmul differ", (first, second)), source.here())
     batch = _joined(first.shape[:-2], second.shape[:-2])
     first, one = _batched(first, batch, "mk")
     second, two = _batched(second, batch, "kn")

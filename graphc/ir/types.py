@@ -11,6 +11,7 @@ import numpy as np
 
 from graphc.errors import DTypeError, ShapeError
 from graphc.ir import dim as dims
+from graphc.ir import source
 from graphc.ir.dim import Dim, Polynomial
 
 Shape = tuple[Dim, ...]
@@ -75,7 +76,8 @@ def as_dtype(spec: Any) -> DType:
     except TypeError:
         found = None
     if found is None:
-        raise DTypeError(f"unsupported dtype {spec}; graphc has {', '.join(d.numpy.name for d in DType)}")
+        listed = ", ".join(d.numpy.name for d in DType)
+        raise DTypeError(f"unsupported dtype {spec}; graphc has {listed}", source.here())
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from graphc.errors import ArgumentError, DTypeError, ShapeError
+from graphc.ir import source
 from graphc.ir.graph import Literal, Node, Value, apply
 from graphc.ir.op import Kind, Op, register
 from graphc.ir.types import DType, TensorType, is_extent
@@ -97,12 +98,12 @@ def require_extents(**attrs: Any) -> None:
 def require_number(value: Any, dtype: DType) -> None:
     """Raises ArgumentError unless `dtype` has the number `value`; a float is rounded to the nearest."""
     if not isinstance(value, int | float):
-        raise ArgumentError(f"value must be a number, not {value!r}")
+        raise ArgumentError(f"value must be a number, not {value!r}", source.here())
     if dtype.is_float:
         return
     low, high = (0, 1) if dtype is DType.BOOL else (np.iinfo(dtype.numpy).min, np.iinfo(dtype.numpy).max)
     if value != value or not low <= value <= high or int(value) != value:
-        raise ArgumentError(f"{dtype} has no number {value}")
+        raise ArgumentError(f"{dtype} has no number {value}", source.here())
 
 
 # Gradients ------------------------------------------------------------------------------------------------------
