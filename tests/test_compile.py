@@ -335,3 +335,15 @@ def test_assert_matches_interpreter_names_the_first_kernel_that_differs() -> Non
     object.__setattr__(node, "op", OPS["tanh"])  # the reference now computes something else than the machine code
     with pytest.raises(MismatchError, match=r"kernel contract_.*relu.* differ by .* ulp[\s\S]*test_compile.py:"):
         testing.assert_matches_interpreter(problem.step, x, label)
+
+
+def test_layers_without_units_are_trained_on_one_row() -> None:
+    """A reshape between an extent of 0 and one of 1 once divided by zero while kernels were formed."""
+    for mode in ("native", "interpret"):
+        gx.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 0), nn.ReLU(), nn.Linear(0, 3))
+        x, label = gx.placeholder("x", ("batch", 6)), gx.placeholder("label", ("batch",), gx.int64)
+        loss = nn.CrossEntropyLoss()(net(x), label)
+        step = gx.compile([x, label], loss, updates=optim.SGD(net.parameters(), momentum=0.9).minimize(loss), mode=mode)
+        for size in (1, 3):
+            assert step(np.ones((size, 6), np.float32), np.zeros(size, np.int64)) == pytest.approx(np.log(3), abs=0.01)

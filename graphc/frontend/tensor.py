@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+import graphc.frontend as frontend
 from graphc import ops
 from graphc.errors import ArgumentError, DTypeError, GraphcError, ShapeError
 from graphc.ir import dim as dims
@@ -180,7 +181,7 @@ class Tensor:
         raise ArgumentError(f"{self.type} cannot be iterated over; index it or use split()", source.here())
 
     def __getitem__(self, key: Any) -> Tensor:
-        return index(self, key)
+        return frontend.indexing.index(self, key)
 
     # Shape and dtype -------------------------------------------------------------------------------------------
 
@@ -192,10 +193,147 @@ class Tensor:
         """The elements, row by row, in another shape; one extent may be -1."""
         return reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
 
-    def transpose(self, *axes: int) -> Tensor:
+    def transpose(self, *axes: Any) -> Tensor:
         """The axes in another order, by default the opposite one."""
+        axes = tuple(axes[0]) if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
         order = range(self.ndim)[::-1] if not axes else [axis_of(a, self.ndim) for a in axes]
         return Tensor(ops.transpose(self.value, perm=order))
+
+    view, permute = reshape, transpose
+
+    @property
+    def mT(self) -> Tensor:
+        """The matrices in the last two axes, transposed."""
+        return frontend.functional.swapaxes(self, -1, -2)
+
+    def size(self, axis: int | None = None) -> Any:
+        """The shape, or the extent of one axis."""
+        return self.shape if axis is None else self.shape[axis_of(axis, self.ndim)]
+
+    def dim(self) -> int:
+        """The number of axes."""
+        return self.ndim
+
+    def numel(self) -> Dim:
+        """The number of elements."""
+        return self.type.size
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        """Axes start_dim to end_dim (inclusive) as one."""
+        return frontend.functional.flatten(self, start_dim, end_dim)
+
+    def squeeze(self, axis: int | Sequence[int] | None = None) -> Tensor:
+        """Without the axes of extent 1, or without those given."""
+        return frontend.functional.squeeze(self, axis)
+
+    def unsqueeze(self, axis: int) -> Tensor:
+        """A new axis of extent 1."""
+        return frontend.functional.expand_dims(self, axis)
+
+    def swapaxes(self, a: int, b: int) -> Tensor:
+        """Axes a and b exchanged."""
+        return frontend.functional.swapaxes(self, a, b)
+
+    def expand(self, *shape: Any) -> Tensor:
+        """The elements repeated along axes of extent 1 and new ones; -1 keeps an extent."""
+        wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        own = (1,) * (len(wanted) - self.ndim) + self.shape
+        return broadcast_to(self, tuple(e if d == -1 else _as_dim(d) for d, e in zip(wanted, own, strict=True)))
+
+    def float(self) -> Tensor:
+        """The elements as float32."""
+        return convert(self, DType.F32)
+
+    def double(self) -> Tensor:
+        """The elements as float64."""
+        return convert(self, DType.F64)
+
+    def long(self) -> Tensor:
+        """The elements as int64."""
+        return convert(self, DType.I64)
+
+    def detach(self) -> Tensor:
+        """The tensor, a constant to differentiation."""
+        return frontend.functional.stop_gradient(self)
+
+    # Reductions ------------------------------------------------------------------------------------------------
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return frontend.functional.sum(self, axis, keepdims)
+
+    def prod(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return frontend.functional.prod(self, axis, keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return frontend.functional.mean(self, axis, keepdims)
+
+    def var(self, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+        return frontend.functional.var(self, axis, keepdims, ddof)
+
+    def std(self, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+        return frontend.functional.std(self, axis, keepdims, ddof)
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return frontend.functional.max(self, axis, keepdims)
+
+    def min(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return frontend.functional.min(self, axis, keepdims)
+
+    def all(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return frontend.functional.all(self, axis, keepdims)
+
+    def any(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return frontend.functional.any(self, axis, keepdims)
+
+    def argmax(self, axis: int | None = None) -> Tensor:
+        return frontend.functional.argmax(self, axis)
+
+    def argmin(self, axis: int | None = None) -> Tensor:
+        return frontend.functional.argmin(self, axis)
+
+    # Elementwise -----------------------------------------------------------------------------------------------
+
+    def abs(self) -> Tensor:
+        return frontend.functional.abs(self)
+
+    def exp(self) -> Tensor:
+        return frontend.functional.exp(self)
+
+    def log(self) -> Tensor:
+        return frontend.functional.log(self)
+
+    def sqrt(self) -> Tensor:
+        return frontend.functional.sqrt(self)
+
+    def square(self) -> Tensor:
+        return frontend.functional.square(self)
+
+    def tanh(self) -> Tensor:
+        return frontend.functional.tanh(self)
+
+    def sigmoid(self) -> Tensor:
+        return frontend.functional.sigmoid(self)
+
+    def relu(self) -> Tensor:
+        return frontend.functional.relu(self)
+
+    def softmax(self, axis: int = -1) -> Tensor:
+        return frontend.functional.softmax(self, axis)
+
+    def log_softmax(self, axis: int = -1) -> Tensor:
+        return frontend.functional.log_softmax(self, axis)
+
+    def clip(self, low: Any = None, high: Any = None) -> Tensor:
+        return frontend.functional.clip(self, low, high)
+
+    clamp = clip
+
+    def masked_fill(self, mask: Any, value: Any) -> Tensor:
+        return frontend.functional.masked_fill(self, mask, value)
+
+    def gather(self, axis: int, index: Any) -> Tensor:
+        """The elements at `index` along `axis`, elsewhere at the same place (torch's gather)."""
+        return frontend.functional.take_along_axis(self, index, axis)
 
 
 # Leaves ---------------------------------------------------------------------------------------------------------
@@ -478,9 +616,14 @@ def _as_float(x: Tensor) -> Tensor:
     return x if x.dtype.is_float else convert(x, DType.F64)
 
 
+def as_tensor(x: Any) -> Tensor:
+    """x itself, or the constant that it stands for."""
+    return x if isinstance(x, Tensor) else constant(x)
+
+
 def as_float(x: Any) -> Tensor:
     """A tensor that functions of real numbers accept: integers and bools become float64, as in NumPy."""
-    return _as_float(x if isinstance(x, Tensor) else constant(x))
+    return _as_float(as_tensor(x))
 
 
 # Products -------------------------------------------------------------------------------------------------------
@@ -515,72 +658,3 @@ def _batched(x: Tensor, batch: Shape, matrix: str) -> tuple[Tensor, str]:
 
 def _joined(*shapes: Shape) -> Shape:
     return broadcast_shapes(*(Tensor(Value(TensorType(DType.BOOL, shape))) for shape in shapes))
-
-
-# Indexing -------------------------------------------------------------------------------------------------------
-
-
-def index(x: Tensor, key: Any) -> Tensor:
-    """`x[key]` for ints, slices with positive or negative steps, None, Ellipsis, and one integer tensor or array.
-
-    A negative int counts from the end. An integer tensor gathers; what it says is clamped into range.
-    """
-    keys = _complete(x, key)
-    axes = [k for k in keys if k is not None]
-    bounds = [_bounds(k, extent) for k, extent in zip(axes, x.shape, strict=True)]
-    value, everything = x.value, [(0, extent, 1) for extent in x.shape]
-    if bounds != everything:
-        steps = [abs(step) for _, _, step in bounds]
-        value = ops.slice(value, start=[b[0] for b in bounds], stop=[b[1] for b in bounds], step=steps)
-    backwards = [axis for axis, (_, _, step) in enumerate(bounds) if step < 0]
-    if backwards:
-        value = ops.reverse(value, axes=backwards)
-    extents, shape, gathered = iter(value.shape), list[Dim](), list[tuple[int, Any]]()
-    for k in keys:
-        extent = 1 if k is None else next(extents)
-        if not isinstance(k, int | np.integer | slice | None):
-            gathered.append((len(shape), k))
-        if not isinstance(k, int | np.integer):
-            shape.append(extent)
-    if tuple(shape) != value.shape:
-        value = ops.reshape(value, shape=shape)
-    for axis, indices in gathered:
-        value = ops.gather(value, constant(indices).value, axis=axis)
-    return Tensor(value)
-
-
-def _complete(x: Tensor, key: Any) -> list[Any]:
-    """The keys with one for each axis, and None where an axis is new."""
-    keys = list(key) if isinstance(key, tuple) else [key]
-    ellipses = [n for n, k in enumerate(keys) if k is Ellipsis]
-    used = sum(k is not None and k is not Ellipsis for k in keys)
-    if used > x.ndim or len(ellipses) > 1:
-        raise ArgumentError(f"{x.type} has {x.ndim} axes; [{', '.join(map(str, keys))}] has more", source.here())
-    if sum(not isinstance(k, int | np.integer | slice | None) for k in keys if k is not Ellipsis) > 1:
-        raise ArgumentError("only one axis may be indexed by a tensor", source.here())
-    place = ellipses[0] if ellipses else len(keys)
-    return [*keys[:place], *[slice(None)] * (x.ndim - used), *keys[place + 1 :]]
-
-
-def _bounds(key: Any, extent: Dim) -> tuple[Dim, Dim, int]:
-    """First element, the one behind the last, and the step (negative: taken in opposite order)."""
-    if isinstance(key, slice):
-        if key == slice(None):
-            return 0, extent, 1
-        if isinstance(extent, int):
-            chosen = range(extent)[key]
-            if not len(chosen):
-                return 0, 0, 1
-            low, high = min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1])
-            return low, high + 1, key.step or 1
-        if key.step in (None, 1):
-            first = 0 if key.start is None else key.start if key.start >= 0 else extent + key.start
-            last = extent if key.stop is None else key.stop if key.stop >= 0 else extent + key.stop
-            return first, last, 1
-        raise ShapeError(f"a slice with a step needs a number, not the dimension {extent}", source.here())
-    if isinstance(key, int | np.integer):
-        place: Dim = int(key) if key >= 0 else extent + int(key)
-        if isinstance(place, int) and (place < 0 or (isinstance(extent, int) and place >= extent)):
-            raise ArgumentError(f"index {key} is outside an axis of {extent}", source.here())
-        return place, place + 1, 1
-    return 0, extent, 1

@@ -6,7 +6,7 @@
 4. outputs and next values are values of this graph
 5. `next` pairs a state with a value of its type, each state at most once
 6. attributes are of kinds that can be printed
-7. a kernel's body has no state, and obeys all of this
+7. a kernel's body has no state, returns a value once, and obeys all of this
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def _verify_node(graph: Graph, node: Node, known: set[Value]) -> None:
     if isinstance(body, Graph):
         if body.state or body.next:
             _fail(7, graph, f"the body of kernel {body.name} has state", node)
+        if len(set(body.outputs)) < len(body.outputs):
+            _fail(7, graph, f"the body of kernel {body.name} returns a value twice", node)
         verify(body)
     if OPS.get(node.op.name) is not node.op:
         _fail(3, graph, f"{node.op.name} is not in the op table", node)
