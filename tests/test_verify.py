@@ -10,8 +10,8 @@ from graphc import ops
 from graphc.errors import VerifyError
 from graphc.ir.graph import Graph, Node, Value, build
 from graphc.ir.op import OPS, Elementwise, Op
-from graphc.ir.types import DType, TensorType
 from graphc.ir.text import parse
+from graphc.ir.types import DType, TensorType
 from graphc.ir.verify import verify
 
 
