@@ -56,9 +56,11 @@ def compile(
     """
     if mode not in MODES:
         raise ArgumentError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    if not isinstance(name, str) or not name:
+        raise ArgumentError(f"a function's name is a string that is not empty, not {name!r}")
     threads = threads if threads is not None else settings.threads()
-    if threads is not None and threads < 1:
-        raise ArgumentError(f"threads must be at least 1, not {threads}")
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= settings.MOST_THREADS):
+        raise ArgumentError(f"threads must be a number from 1 to {settings.MOST_THREADS}, not {threads!r}")
     graph, state = trace(_listed(inputs), _listed(outputs), updates or {}, name)
     return Function(graph, state, mode=mode, threads=threads, single=isinstance(outputs, Tensor))
 
@@ -75,9 +77,13 @@ def trace(
     inputs: Sequence[Tensor], outputs: Sequence[Tensor], updates: Mapping[State, Tensor], name: str
 ) -> tuple[Graph, tuple[State, ...]]:
     """The graph behind tensors, and the holders of its state in the graph's order."""
+    if not isinstance(updates, Mapping) or not all(isinstance(target, State) for target in updates):
+        raise ArgumentError("updates give parameters and buffers their next values, as {weight: weight - slope}")
     for tensor in (*inputs, *outputs, *updates.values()):
         if not isinstance(tensor, Tensor):
             raise ArgumentError(f"compile takes tensors, not {type(tensor).__name__}")
+        if isinstance(tensor, State) and any(tensor is given for given in inputs):
+            raise ArgumentError(f"{tensor.name or 'a state'} is read from its own array and cannot be an input")
     values = [tensor.value for tensor in inputs]
     if len(set(values)) < len(values) or any(value.node is not None for value in values):
         raise ArgumentError("inputs must be distinct placeholders")
@@ -240,6 +246,9 @@ class Function:
         """Everything that was made for the given sizes of named dimensions, or for those that ran last."""
         if not sizes and self._latest is not None:
             return self._latest
+        for dimension, size in sizes.items():
+            if not isinstance(size, int | np.integer) or size < 0:
+                raise ArgumentError(f"{dimension} must be a whole number from 0 on, not {size!r}")
         missing = sorted(names_of((*self.graph.inputs, *self.graph.state)) - set(sizes))
         if missing:
             raise ArgumentError(f"say how large {missing[0]} is ({missing[0]}=64), or call the function first")

@@ -155,8 +155,7 @@ def _report(compilation: Compilation, sizes: str) -> None:
     if level >= 4:
         print(compilation.text("loops"))
     if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        name = f"{compilation.plan.graph.name}{sizes}"
+        name = settings.file_name(f"{compilation.plan.graph.name}{sizes}")
         for number, stage in enumerate((*compilation.stages, "plan", "loops", "llvm", "assembly")):
             kind = "gc" if stage in compilation.stages else "txt"
             (directory / f"{name}.{number:02}.{stage}.{kind}").write_text(compilation.text(stage))

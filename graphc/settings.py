@@ -11,23 +11,37 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from graphc.errors import ArgumentError
 
+MOST_THREADS = 256  # of a step; beyond, systems run out of threads before graphc can say so
+
 
 def debug() -> int:
     """Verbosity, 0 to 4."""
-    text = os.environ.get("GRAPHC_DEBUG", "0")
+    text = os.environ.get("GRAPHC_DEBUG") or "0"
     if text not in ("0", "1", "2", "3", "4"):
         raise ArgumentError(f"GRAPHC_DEBUG must be 0, 1, 2, 3 or 4, not {text!r}")
     return int(text)
 
 
 def dump_directory() -> Path | None:
-    """Where stages are written, or None for nowhere."""
+    """Where stages are written, made if it is not there; None for nowhere."""
     text = os.environ.get("GRAPHC_DUMP", "")
-    return Path(text) if text else None
+    if not text:
+        return None
+    try:
+        Path(text).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"GRAPHC_DUMP: {text!r} cannot be a directory: {error.strerror}") from None
+    return Path(text)
+
+
+def file_name(text: str) -> str:
+    """A name for a dump: whatever a function is called, it stays inside its directory."""
+    return re.sub(r"[^\w.-]", "_", text)[-200:]
 
 
 def threads() -> int | None:
@@ -35,8 +49,8 @@ def threads() -> int | None:
     text = os.environ.get("GRAPHC_THREADS", "")
     if not text:
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentError(f"GRAPHC_THREADS must be a positive integer, not {text!r}")
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
+        raise ArgumentError(f"GRAPHC_THREADS must be a number from 1 to {MOST_THREADS}, not {text!r}")
     return int(text)
 
 

@@ -209,7 +209,7 @@ def test_outputs_belong_to_the_caller() -> None:
         (lambda x, y: gx.compile([x + y], x), "distinct placeholders"),
         (lambda x, y: gx.compile([x], 3), "not int"),
         (lambda x, y: gx.compile([x], x, mode="fast"), "mode must be one of native"),
-        (lambda x, y: gx.compile([x], x, threads=0), "threads must be at least 1"),
+        (lambda x, y: gx.compile([x], x, threads=0), "threads must be a number from 1 to 256, not 0"),
         (lambda x, y: gx.compile([x], x, updates={gx.Parameter([1.0]): x}), "its update is f32[3]"),
     ],
 )
@@ -223,6 +223,23 @@ def test_what_cannot_be_compiled_is_refused(make: Any, message: str) -> None:
 def test_an_arena_that_cannot_be_had_is_refused() -> None:
     with pytest.raises(PlanError, match=r"step needs an arena of 1099511627776.0 MiB, which cannot be had"):
         aligned_bytes(2**60, "step")
+
+
+@pytest.mark.parametrize("shape", [(2**45,), (2**40, 2**40), (2**31, 2**31, 4)])
+def test_results_that_cannot_be_had_are_refused(shape: tuple[int, ...]) -> None:
+    """Also where their bytes do not fit 64 bits: 2**64 of them once were an arena of none."""
+    x = gx.placeholder("x", (1,))
+    wide = gx.broadcast_to(x, shape)
+    with pytest.raises(PlanError, match="cannot be had"):
+        gx.compile([x], wide + 1)(np.ones(1, np.float32))
+
+
+def test_an_arena_of_more_than_64_bits_is_refused() -> None:
+    """Its bytes, 2**66, once came out as an arena of none."""
+    x = gx.placeholder("x", (1,))
+    turned = gx.reshape(gx.transpose(gx.softmax(gx.reshape(gx.broadcast_to(x, (2**31, 2**33)), (2**31, -1)))), (-1,))
+    with pytest.raises(PlanError, match=r"step needs an arena of .* MiB, which cannot be had"):
+        gx.compile([x], turned[:2])(np.ones(1, np.float32))
 
 
 def test_two_python_threads_may_call_one_function() -> None:
@@ -320,3 +337,15 @@ def test_assert_matches_interpreter_names_the_first_kernel_that_differs() -> Non
     object.__setattr__(node, "op", OPS["tanh"])  # the reference now computes something else than the machine code
     with pytest.raises(MismatchError, match=r"kernel contract_.*relu.* differ by .* ulp[\s\S]*test_compile.py:"):
         testing.assert_matches_interpreter(problem.step, x, label)
+
+
+def test_layers_without_units_are_trained_on_one_row() -> None:
+    """A reshape between an extent of 0 and one of 1 once divided by zero while kernels were formed."""
+    for mode in ("native", "interpret"):
+        gx.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 0), nn.ReLU(), nn.Linear(0, 3))
+        x, label = gx.placeholder("x", ("batch", 6)), gx.placeholder("label", ("batch",), gx.int64)
+        loss = nn.CrossEntropyLoss()(net(x), label)
+        step = gx.compile([x, label], loss, updates=optim.SGD(net.parameters(), momentum=0.9).minimize(loss), mode=mode)
+        for size in (1, 3):
+            assert step(np.ones((size, 6), np.float32), np.zeros(size, np.int64)) == pytest.approx(np.log(3), abs=0.01)

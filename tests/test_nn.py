@@ -105,6 +105,37 @@ def test_an_embedding_refuses_a_token_outside() -> None:
         look(np.array([0, -1]))
 
 
+def test_containers_hold_modules_only_and_are_edited_as_torchs() -> None:
+    first, second, third = nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3)
+    net = nn.Sequential({"a": first, "b": second}).append(third)
+    assert [*net] == [first, second, third]
+    assert isinstance(net[:2], nn.Sequential) and [*net[:2]] == [first, second]
+    assert net.pop(0) is first and [name for name, _ in net.named_parameters()] == ["1.weight", "1.bias"]
+    assert third.weight.name == "1.weight"
+    for make in (lambda: nn.Sequential(1), lambda: nn.ModuleList([gx.relu]), lambda: net.append(None)):
+        with pytest.raises(ArgumentError, match="holds modules, not"):
+            make()
+    parts = nn.ModuleDict({"x": first})
+    parts["y"] = third
+    assert "y" in parts and list(parts.keys()) == ["x", "y"] and parts["y"] is third
+
+
+def test_parts_are_found_by_path_and_forgotten_when_they_are_deleted() -> None:
+    net = Net()
+    assert net.get_submodule("blocks.1.1") is net.blocks[1][1]
+    assert net.get_parameter("fc1.bias") is net.fc1.bias
+    for look in (net.get_submodule, net.get_parameter):
+        with pytest.raises(ArgumentError, match="has no"):
+            look("fc1.nothing")
+    seen: list[str] = []
+    net.apply(lambda module: seen.append(type(module).__name__))
+    assert seen == ["Linear", "Linear", "ReLU", "Linear", "Sequential", "ModuleList", "LayerNorm", "Net"]
+    del net.fc1
+    assert [name for name, _ in net.named_parameters()] == NAMES[2:]
+    net.register_buffer("mask", np.ones(2, np.float32))
+    assert [name for name, _ in net.named_buffers()] == ["count", "mask"]
+
+
 def _copied(ours: Any, theirs: Any) -> Any:
     ours.load_state_dict({name: tensor.detach().numpy() for name, tensor in theirs.state_dict().items()})
     return ours
@@ -116,6 +147,13 @@ LAYERS: dict[str, tuple[Any, Any, tuple[int, ...]]] = {
     "layer norm": (lambda nn: nn.LayerNorm((4, 6), eps=1e-3), None, (3, 4, 6)),
     "mlp": (lambda nn: nn.Sequential(nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 2), nn.Tanh()), None, (5, 6)),
     "activations": (lambda nn: nn.Sequential(nn.SiLU(), nn.LeakyReLU(0.2), nn.Softmax(dim=1)), None, (5, 6)),
+    "more activations": (lambda nn: nn.Sequential(nn.Mish(), nn.ELU(0.5), nn.Softplus(), nn.SELU()), None, (5, 6)),
+    "hard activations": (lambda nn: nn.Sequential(nn.Hardswish(), nn.Hardtanh(-0.5, 2.0), nn.ReLU6()), None, (5, 6)),
+    "soft activations": (lambda nn: nn.Sequential(nn.CELU(2.0), nn.Softsign(), nn.LogSigmoid()), None, (5, 6)),
+    "gated": (lambda nn: nn.Sequential(nn.GLU(), nn.Hardsigmoid(), nn.Softmin(dim=1)), None, (5, 6)),
+    "prelu": (lambda nn: nn.PReLU(4), None, (3, 4, 2)),
+    "group norm": (lambda nn: nn.GroupNorm(2, 4), None, (3, 4, 5)),
+    "rms norm": (lambda nn: nn.RMSNorm(6), None, (3, 4, 6)),
     "flatten": (lambda nn: nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.LogSoftmax(dim=-1)), None, (3, 2, 6)),
 }
 

@@ -63,6 +63,30 @@ def test_sgd_is_torchs(settings: dict[str, Any]) -> None:
     np.testing.assert_allclose(steps("native", settings), w.detach().numpy(), rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1}, {"betas": (0.5, 0.0), "eps": 1e-3, "maximize": True}])
+def test_adam_is_torchs(name: str, settings: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch")
+    theirs = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    optimizer = getattr(torch.optim, name)([theirs], lr=float(np.float32(0.1)), **settings)
+    w = gx.Parameter(np.ones(3), "w")
+    loss = gx.sum((w - TARGET) ** 2)
+    step = gx.compile([], loss, updates=getattr(optim, name)([w], lr=0.1, **settings).minimize(loss))
+    for _ in range(7):
+        optimizer.zero_grad()
+        ((theirs - torch.tensor(TARGET)) ** 2).sum().backward()
+        optimizer.step()
+        step()
+        np.testing.assert_allclose(w.data, theirs.detach().numpy(), rtol=1e-12)
+
+
+def test_adam_refuses_what_torch_refuses() -> None:
+    w = gx.Parameter([1.0], "w")
+    for settings in ({"betas": (1.0, 0.9)}, {"betas": (0.9,)}, {"eps": -1.0}, {"weight_decay": -1.0}, {"lr": -0.1}):
+        with pytest.raises(ArgumentError):
+            optim.Adam([w], **settings)
+
+
 def test_the_learning_rate_changes_without_compiling_again() -> None:
     w = gx.Parameter(np.ones(2, np.float32), "w")
     optimizer = optim.SGD([w], lr=0.5)

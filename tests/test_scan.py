@@ -16,7 +16,7 @@ from test_native import climb
 import graphc as gx
 from graphc import nn, ops, optim, pipeline, plan, reference, testing
 from graphc.errors import ArgumentError, DTypeError, GradientError, IndexRangeError, ShapeError
-from graphc.frontend.tensor import index
+from graphc.frontend.indexing import index
 from graphc.ir.graph import Graph, Node, Value, build, copy_node, rebuild, substitute
 from graphc.ir.op import Scan
 from graphc.ir.text import parse

@@ -130,7 +130,7 @@ def test_shapes_and_dtypes_are_known() -> None:
     ("error", "make", "message"),
     [
         (ShapeError, lambda x, y: x + y, "f32[2,3] and f32[4]"),
-        (ShapeError, lambda x, y: x @ y, "inner extents differ"),
+        (ShapeError, lambda x, y: x @ y, "inner extents of matmul differ"),
         (ShapeError, lambda x, y: x.reshape(7), "f32[2,3]"),
         (ShapeError, lambda x, y: x.reshape(-1, 4), "cannot be reshaped to [-1, 4]"),
         (ArgumentError, lambda x, y: x.reshape(-1, -1), "only one extent"),

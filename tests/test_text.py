@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from graphc.ir.signature import signature
 from graphc.ir.text import parse, print_graph
 from graphc.ir.types import DType, TensorType
 from graphc.ir.verify import verify
+
+CASES = Path(__file__).parent / "ir"
 
 
 def round_trip(graph: Graph) -> None:
@@ -148,8 +152,84 @@ def test_malformed_text_is_refused_with_line_and_column(
         ("f32[n]{1.0}", "must be numbers"),
         ("f32[2]{base64:!!}", "unexpected character"),
         ("f32[2]{base64:AAA}", "base64"),
+        ("f32[99999999999999]{1.0}", "a literal of 399999999999996 bytes cannot be had"),
+        ("[" * 10_000, "nested too deeply"),
+        (r'"\u12"', "malformed string"),
     ],
 )
 def test_malformed_literals_are_refused(literal: str, message: str) -> None:
     with pytest.raises(ParseError, match=message):
         parse(f"graph f() {{\n  %0 = constant value={literal} : f32[2]\n  return %0\n}}\n")
+
+
+@pytest.mark.parametrize("extent", ["-1", "1+", "+", "n+-1", "n**2", "true", "²", "-n*"])
+def test_an_extent_that_is_none_is_refused_with_its_place(extent: str) -> None:
+    with pytest.raises(ParseError, match=r"<text>:1:1\d: "):
+        parse(f"graph f(%x: f32[{extent}]) {{\n  return %x\n}}\n")
+
+
+def test_a_bool_is_no_extent_and_no_axis() -> None:
+    """`true` in a shape printed as f32[True], which does not parse."""
+    for line in ("reshape %x shape=[4,true] : f32[4,1]", "reduce_sum %x axes=[true] : f32[4]"):
+        with pytest.raises(ParseError):
+            parse(f"graph f(%x: f32[4,1]) {{\n  %0 = {line}\n  return %0\n}}\n")
+
+
+TOKENS = [
+    "graph",
+    "%0",
+    "%x",
+    "f32[2]",
+    "i64",
+    "-1",
+    "9" * 20,
+    "1e400",
+    "nan",
+    "none",
+    "true",
+    '"a"',
+    r'"\u"',
+    "base64:A=",
+]
+TOKENS += [
+    "n*m",
+    "axes=[0]",
+    "kernel",
+    "constant",
+    "//",
+    "\0",
+    "é",
+    "٣",
+    "1_0",
+    "[",
+    "]",
+    "{",
+    "}",
+    "(",
+    ")",
+    ",",
+    "=",
+    ":",
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutilated_text_is_refused_with_its_place_or_reads_back(seed: int) -> None:
+    """Truncations, deletions, repetitions and foreign tokens: a ParseError or a graph, never another error."""
+    random = Random(seed)
+    sources = [
+        half for file in sorted(CASES.glob("*.gc")) for half in file.read_text().split("// ----") if "graph" in half
+    ]
+    for _ in range(400):
+        text = random.choice(sources)
+        for _ in range(random.choice((1, 1, 2))):
+            at = random.randrange(len(text) + 1)
+            end = at + random.randrange(12)
+            text = (
+                text[:at] + random.choice(("", text[at:end] * 2, *TOKENS)) + random.choice(("", text[at:], text[end:]))
+            )
+        try:
+            graph = parse(text)
+        except ParseError:
+            continue
+        assert print_graph(parse(print_graph(graph))) == print_graph(graph)

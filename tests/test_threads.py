@@ -120,7 +120,7 @@ def test_the_number_of_threads_comes_from_the_environment(monkeypatch: pytest.Mo
     problem.run(1)
     assert problem.step.compilation().executable.threads == 3
     monkeypatch.setenv("GRAPHC_THREADS", "many")
-    with pytest.raises(ArgumentError, match="GRAPHC_THREADS must be a positive integer, not 'many'"):
+    with pytest.raises(ArgumentError, match="GRAPHC_THREADS must be a number from 1 to 256, not 'many'"):
         Problem(None)
 
 

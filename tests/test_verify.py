@@ -10,6 +10,7 @@ from graphc import ops
 from graphc.errors import VerifyError
 from graphc.ir.graph import Graph, Node, Value, build
 from graphc.ir.op import OPS, Elementwise, Op
+from graphc.ir.text import parse
 from graphc.ir.types import DType, TensorType
 from graphc.ir.verify import verify
 
@@ -63,3 +64,21 @@ def test_a_broken_rule_is_named(case: str) -> None:
 def test_a_good_graph_passes() -> None:
     x, w = value("x", 3), value("w", 3)
     verify(build("f", [x], [ops.exp(x)], [(w, ops.add(w, x))]))
+
+
+def test_a_kernel_that_returns_a_value_twice_is_refused() -> None:
+    """Its native code stored one of the two, and left the other as it was."""
+    graph = parse(
+        """graph f(%x: f32[3]) {
+  %0, %1 = kernel %x name="exp" : f32[3], f32[3] {
+    graph exp(%a: f32[3]) {
+      %0 = exp %a : f32[3]
+      return %0, %0
+    }
+  }
+  return %0, %1
+}
+"""
+    )
+    with pytest.raises(VerifyError, match="rule 7: the body of kernel exp returns a value twice"):
+        verify(graph)

@@ -52,7 +52,7 @@ def pull(seeds: Mapping[Value, Value], wrt: Sequence[Value]) -> dict[Value, Valu
 
 
 def _seed(output: Value, cotangent: Value | None) -> Value:
-    location = output.node.location if output.node else None
+    location = output.node.location if output.node else source.here()
     if not output.dtype.is_float:
         raise GradientError(f"only a float can be differentiated, not {output.type}", location)
     if cotangent is None and output.shape != ():
@@ -67,7 +67,7 @@ def _require_connected(output: Value, wrt: Sequence[Value], nodes: Sequence[Node
     reached = {output, *(value for node in nodes for value in node.inputs)}
     for number, value in enumerate(wrt):
         name = f"%{value.name}" if value.name else f"value {number}"
-        location = value.node.location if value.node else None
+        location = value.node.location if value.node else source.here()
         if not value.dtype.is_float:
             raise GradientError(f"no gradient with respect to {name}: {value.type} is not a float", location)
         if value not in reached:

@@ -1,4 +1,4 @@
-"""Layers: torch.nn's names, arguments, defaults, initial distributions and weight layouts.
+"""torch.nn's names, arguments, defaults, initial distributions and weight layouts.
 
 A `Module` finds its parameters by assignment, and names them by their path (`fc1.weight`), in printed graphs too.
 """
@@ -6,7 +6,6 @@ A `Module` finds its parameters by assignment, and names them by their path (`fc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,185 +13,115 @@ import numpy as np
 from graphc.errors import ArgumentError, ShapeError
 from graphc.frontend import functional as F
 from graphc.frontend import random, spatial
+from graphc.frontend.activations import (
+    CELU as CELU,
+)
+from graphc.frontend.activations import (
+    ELU as ELU,
+)
+from graphc.frontend.activations import (
+    GELU as GELU,
+)
+from graphc.frontend.activations import (
+    GLU as GLU,
+)
+from graphc.frontend.activations import (
+    SELU as SELU,
+)
+from graphc.frontend.activations import (
+    Hardsigmoid as Hardsigmoid,
+)
+from graphc.frontend.activations import (
+    Hardswish as Hardswish,
+)
+from graphc.frontend.activations import (
+    Hardtanh as Hardtanh,
+)
+from graphc.frontend.activations import (
+    LeakyReLU as LeakyReLU,
+)
+from graphc.frontend.activations import (
+    LogSigmoid as LogSigmoid,
+)
+from graphc.frontend.activations import (
+    LogSoftmax as LogSoftmax,
+)
+from graphc.frontend.activations import (
+    Mish as Mish,
+)
+from graphc.frontend.activations import (
+    PReLU as PReLU,
+)
+from graphc.frontend.activations import (
+    ReLU as ReLU,
+)
+from graphc.frontend.activations import (
+    ReLU6 as ReLU6,
+)
+from graphc.frontend.activations import (
+    Sigmoid as Sigmoid,
+)
+from graphc.frontend.activations import (
+    SiLU as SiLU,
+)
+from graphc.frontend.activations import (
+    Softmax as Softmax,
+)
+from graphc.frontend.activations import (
+    Softmin as Softmin,
+)
+from graphc.frontend.activations import (
+    Softplus as Softplus,
+)
+from graphc.frontend.activations import (
+    Softsign as Softsign,
+)
+from graphc.frontend.activations import (
+    Tanh as Tanh,
+)
+from graphc.frontend.losses import (
+    BCELoss as BCELoss,
+)
+from graphc.frontend.losses import (
+    BCEWithLogitsLoss as BCEWithLogitsLoss,
+)
+from graphc.frontend.losses import (
+    CrossEntropyLoss as CrossEntropyLoss,
+)
+from graphc.frontend.losses import (
+    HuberLoss as HuberLoss,
+)
+from graphc.frontend.losses import (
+    KLDivLoss as KLDivLoss,
+)
+from graphc.frontend.losses import (
+    L1Loss as L1Loss,
+)
+from graphc.frontend.losses import (
+    MSELoss as MSELoss,
+)
+from graphc.frontend.losses import (
+    NLLLoss as NLLLoss,
+)
+from graphc.frontend.losses import (
+    SmoothL1Loss as SmoothL1Loss,
+)
+from graphc.frontend.module import (
+    Module as Module,
+)
+from graphc.frontend.module import (
+    ModuleDict as ModuleDict,
+)
+from graphc.frontend.module import (
+    ModuleList as ModuleList,
+)
+from graphc.frontend.module import (
+    Sequential as Sequential,
+)
 from graphc.frontend.recurrent import lstm
 from graphc.frontend.spatial import Pair, pair
-from graphc.frontend.tensor import Buffer, Parameter, State, Tensor
+from graphc.frontend.tensor import Buffer, Parameter, Tensor
 from graphc.ir import source
-
-Array = np.ndarray[Any, Any]
-
-
-class Module:
-    """Base of layers and networks. Subclasses call `super().__init__()`, assign parts, and define `forward`."""
-
-    training: bool
-    _states: dict[str, State]
-    _modules: dict[str, Module]
-
-    def __init__(self) -> None:
-        object.__setattr__(self, "_states", {})
-        object.__setattr__(self, "_modules", {})
-        object.__setattr__(self, "training", True)
-
-    def forward(self, *args: Any, **named: Any) -> Any:
-        """What the module computes; calling the module calls this."""
-        raise NotImplementedError(f"{type(self).__name__} has no forward")
-
-    def __call__(self, *args: Any, **named: Any) -> Any:
-        return self.forward(*args, **named)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if "_states" not in self.__dict__ and isinstance(value, State | Module):
-            raise ArgumentError(f"call super().__init__() before {name} is assigned")
-        for table, kind in ((self.__dict__.get("_states", {}), State), (self.__dict__.get("_modules", {}), Module)):
-            table.pop(name, None)
-            if isinstance(value, kind):
-                table[name] = value
-        object.__setattr__(self, name, value)
-        if isinstance(value, State | Module):
-            self._rename("")
-
-    def _rename(self, prefix: str) -> None:
-        for name, state in self.named_states(prefix):
-            state.rename(name)
-
-    # Parts -----------------------------------------------------------------------------------------------------
-
-    def named_states(self, prefix: str = "") -> Iterator[tuple[str, State]]:
-        """Parameters and buffers with their paths, each once."""
-        seen: set[int] = set()
-        for path, module in self.named_modules(prefix):
-            for name, state in module._states.items():
-                if id(state) not in seen:
-                    seen.add(id(state))
-                    yield f"{path}.{name}" if path else name, state
-
-    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        """Parameters with their paths, in the order of assignment, each once."""
-        return ((name, state) for name, state in self.named_states(prefix) if isinstance(state, Parameter))
-
-    def parameters(self) -> Iterator[Parameter]:
-        """The parameters, in the order of assignment, each once."""
-        return (parameter for _, parameter in self.named_parameters())
-
-    def buffers(self) -> Iterator[Buffer]:
-        """State that is no parameter."""
-        return (state for _, state in self.named_states() if isinstance(state, Buffer))
-
-    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all in it, with their paths."""
-        yield prefix, self
-        for name, module in self._modules.items():
-            yield from module.named_modules(f"{prefix}.{name}" if prefix else name)
-
-    def modules(self) -> Iterator[Module]:
-        """This module and all in it."""
-        return (module for _, module in self.named_modules())
-
-    def children(self) -> Iterator[Module]:
-        """The modules that were assigned to this one."""
-        return iter(self._modules.values())
-
-    def train(self, mode: bool = True) -> Module:
-        """Build training (or evaluation) graphs from now on; returns the module."""
-        for module in self.modules():
-            object.__setattr__(module, "training", mode)
-        return self
-
-    def eval(self) -> Module:
-        """Build evaluation graphs from now on; returns the module."""
-        return self.train(False)
-
-    # Arrays ----------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Array]:
-        """A copy of every parameter and buffer by path, laid out as torch does."""
-        return {name: state.data.copy() for name, state in self.named_states()}
-
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """Set parameters and buffers from arrays (or torch tensors on the CPU) by path.
-
-        Nothing is set unless everything fits. Raises ArgumentError for missing or, when `strict`, unexpected names, and
-        ShapeError for a shape that differs.
-        """
-        own = dict(self.named_states())
-        missing, unexpected = [n for n in own if n not in state], [n for n in state if n not in own]
-        if strict and (missing or unexpected):
-            raise ArgumentError(
-                f"missing: {', '.join(missing) or 'none'}; unexpected: {', '.join(unexpected) or 'none'}"
-            )
-        arrays = {name: np.asarray(state[name]) for name in own if name in state}
-        for name, array in arrays.items():
-            if array.shape != own[name].data.shape:
-                raise ShapeError(f"{name} is {own[name].type}, not an array of shape {list(array.shape)}")
-        for name, array in arrays.items():
-            own[name].data[...] = array
-
-    # Text ------------------------------------------------------------------------------------------------------
-
-    def extra_repr(self) -> str:
-        """The arguments, for `repr`."""
-        return ""
-
-    def __repr__(self) -> str:
-        lines = [
-            f"({name}): " + repr(module).replace("\n", "\n  ") for name, module in self.__dict__["_modules"].items()
-        ]
-        inner = "".join(f"\n  {line}" for line in lines)
-        return f"{type(self).__name__}({inner}\n)" if lines else f"{type(self).__name__}({self.extra_repr()})"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"
-
-
-class Sequential(Module):
-    """Modules one after the other."""
-
-    def __init__(self, *modules: Module) -> None:
-        super().__init__()
-        for number, module in enumerate(modules):
-            setattr(self, str(number), module)
-
-    def forward(self, x: Any) -> Any:
-        for module in self.children():
-            x = module(x)
-        return x
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    def __iter__(self) -> Iterator[Module]:
-        return self.children()
-
-    def __getitem__(self, number: int) -> Module:
-        return list(self.children())[number]
-
-
-class ModuleList(Module):
-    """A list of modules whose parameters are found."""
-
-    def __init__(self, modules: Iterable[Module] = ()) -> None:
-        super().__init__()
-        for module in modules:
-            self.append(module)
-
-    def append(self, module: Module) -> ModuleList:
-        """Add a module at the end; returns the list."""
-        setattr(self, str(len(self)), module)
-        return self
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    def __iter__(self) -> Iterator[Module]:
-        return self.children()
-
-    def __getitem__(self, number: int) -> Module:
-        return list(self.children())[number]
-
-
-# Layers ---------------------------------------------------------------------------------------------------------
 
 
 class Identity(Module):
@@ -210,6 +139,8 @@ class Linear(Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
+        if min(in_features, out_features) < 0:
+            raise ArgumentError(f"features must not be negative: {in_features}, {out_features}")
         self.in_features, self.out_features = in_features, out_features
         bound = 1 / math.sqrt(in_features) if in_features else 0.0
         self.weight = Parameter(random.uniform(-bound, bound, (out_features, in_features)))
@@ -492,128 +423,35 @@ class Flatten(Module):
         return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
 
 
-class ReLU(Module):
-    """max(x, 0)."""
+class RMSNorm(Module):
+    """Divides by the root of the mean square over the last axes; weight starts at 1; see `graphc.rms_norm`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x)
-
-
-class LeakyReLU(Module):
-    """x where positive, else negative_slope * x."""
-
-    def __init__(self, negative_slope: float = 0.01) -> None:
+    def __init__(
+        self, normalized_shape: int | tuple[int, ...], eps: float | None = None, elementwise_affine: bool = True
+    ) -> None:
         super().__init__()
-        self.negative_slope = negative_slope
+        self.eps = eps
+        self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.weight = Parameter(np.ones(normalized_shape, np.float32)) if elementwise_affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x, self.negative_slope)
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
     def extra_repr(self) -> str:
-        return f"negative_slope={self.negative_slope}"
+        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.weight is not None}"
 
 
-class GELU(Module):
-    """x times the normal distribution function; `approximate` is "none" or "tanh"."""
+class GroupNorm(Module):
+    """Normalises each of `num_groups` groups of channels of [N, C, ...]; see `graphc.group_norm`."""
 
-    def __init__(self, approximate: str = "none") -> None:
+    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__()
-        self.approximate = approximate
+        self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
+        self.weight = Parameter(np.ones(num_channels, np.float32)) if affine else None
+        self.bias = Parameter(np.zeros(num_channels, np.float32)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x, self.approximate)
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
-        return f"approximate={self.approximate!r}"
-
-
-class SiLU(Module):
-    """x * sigmoid(x)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.silu(x)
-
-
-class Tanh(Module):
-    """Hyperbolic tangent."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.tanh(x)
-
-
-class Sigmoid(Module):
-    """1 / (1 + e**-x)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.sigmoid(x)
-
-
-class Softmax(Module):
-    """e**x / sum(e**x) along `dim`."""
-
-    def __init__(self, dim: int = -1) -> None:
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.softmax(x, self.dim)
-
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}"
-
-
-class LogSoftmax(Module):
-    """log(softmax(x)) along `dim`."""
-
-    def __init__(self, dim: int = -1) -> None:
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.log_softmax(x, self.dim)
-
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}"
-
-
-# Losses ---------------------------------------------------------------------------------------------------------
-
-
-class _Loss(Module):
-    def __init__(self, reduction: str = "mean") -> None:
-        super().__init__()
-        if reduction not in ("mean", "sum", "none"):
-            raise ArgumentError(f'reduction must be "mean", "sum" or "none", not {reduction!r}')
-        self.reduction = reduction
-
-
-class CrossEntropyLoss(_Loss):
-    """-log softmax(scores)[class]: scores [N, C], classes [N]; see `graphc.cross_entropy`."""
-
-    def __init__(self, reduction: str = "mean", label_smoothing: float = 0.0) -> None:
-        super().__init__(reduction)
-        self.label_smoothing = label_smoothing
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(input, target, self.reduction, self.label_smoothing)
-
-
-class MSELoss(_Loss):
-    """The squared difference."""
-
-    def forward(self, input: Tensor, target: Any) -> Tensor:
-        return F.mse_loss(input, target, self.reduction)
-
-
-class L1Loss(_Loss):
-    """The absolute difference."""
-
-    def forward(self, input: Tensor, target: Any) -> Tensor:
-        return F.l1_loss(input, target, self.reduction)
-
-
-class BCEWithLogitsLoss(_Loss):
-    """Cross entropy of sigmoid(scores) with targets in [0, 1]."""
-
-    def forward(self, input: Tensor, target: Any) -> Tensor:
-        return F.binary_cross_entropy_with_logits(input, target, self.reduction)
+        return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.weight is not None}"

@@ -6,6 +6,7 @@ becomes. `lr` is state as well: `optimizer.lr = 0.001` takes effect at the next 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -101,6 +102,83 @@ class SGD(Optimizer):
         if self.momentum and self.dampening:
             updates[self.started] = F.ones((), np.bool_)
         return updates
+
+
+class Adam(Optimizer):
+    """Adam with torch.optim.Adam's formulas (Kingma and Ba, 2015); AMSGrad's denominator is not offered.
+
+        g = gradient (negated if maximize) + weight_decay * p
+        m = beta1 * m + (1 - beta1) * g;   v = beta2 * v + (1 - beta2) * g * g
+        p = p - lr / (1 - beta1**t) * m / (sqrt(v / (1 - beta2**t)) + eps)        at step t, from 1
+
+    Raises ArgumentError for a negative lr, eps or weight_decay, and for betas outside [0, 1).
+    """
+
+    decoupled = False  # whether the weights decay by themselves, and not through their gradients
+
+    def __init__(
+        self,
+        params: Iterable[Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, lr)
+        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ArgumentError(f"betas must be two numbers in [0, 1), not {betas}")
+        self.betas, self.eps, self.maximize = betas, _at_least(0.0, eps=eps), maximize
+        self.weight_decay = _at_least(0.0, weight_decay=weight_decay)
+        self.steps = Buffer(np.zeros((), np.float64), "adam.steps")  # 1 - beta**t needs more than float32
+        names = [parameter.name or f"param{number}" for number, parameter in enumerate(self.params)]
+        zeros = [np.zeros_like(parameter.data) for parameter in self.params]
+        self.means = [Buffer(zero, f"{name}.mean") for zero, name in zip(zeros, names, strict=True)]
+        self.squares = [Buffer(zero, f"{name}.square") for zero, name in zip(zeros, names, strict=True)]
+
+    def step(self, gradients: Iterable[Tensor]) -> Updates:
+        """The updates for given gradients, one per parameter."""
+        count = self.steps + 1.0
+        updates: Updates = {self.steps: count}
+        beta1, beta2 = self.betas
+        size = convert(self._lr, count.dtype) / _reached(beta1, count)
+        root = F.sqrt(_reached(beta2, count))
+        for parameter, gradient, mean, square in zip(self.params, gradients, self.means, self.squares, strict=True):
+            g = -gradient if self.maximize else gradient
+            kept: Tensor = parameter
+            if self.weight_decay and self.decoupled:
+                kept = parameter * (1.0 - convert(self._lr, parameter.dtype) * self.weight_decay)
+            elif self.weight_decay:
+                g = g + self.weight_decay * parameter
+            updates[mean] = beta1 * mean + (1 - beta1) * g
+            updates[square] = beta2 * square + (1 - beta2) * (g * g)
+            spread = F.sqrt(updates[square]) / convert(root, parameter.dtype) + self.eps
+            updates[parameter] = kept - convert(size, parameter.dtype) * updates[mean] / spread
+        return updates
+
+
+class AdamW(Adam):
+    """Adam whose weights decay by lr * weight_decay * p at each step (Loshchilov and Hutter, 2019), as torch's."""
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params: Iterable[Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize)
+
+
+def _reached(beta: float, count: Tensor) -> Tensor:
+    """1 - beta**count, exact where it is small."""
+    return F.ones_like(count) if beta == 0.0 else -F.expm1(count * math.log(beta))
 
 
 def _at_least(low: float, **named: float) -> float:

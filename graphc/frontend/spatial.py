@@ -15,6 +15,7 @@ import numpy as np
 from graphc import ops
 from graphc.errors import ArgumentError, ShapeError
 from graphc.frontend import functional as F
+from graphc.frontend.functional.reductions import count_of
 from graphc.frontend.tensor import State, Tensor, constant, convert, promote, reshape
 from graphc.ir import source
 
@@ -213,7 +214,7 @@ def batch_norm(
         var = F.mean(centred * centred, axes, keepdims=True)
         normal = centred * F.rsqrt(var + eps)
         if running_mean is not None and running_var is not None:
-            count = F._count(input, axes, input.dtype)
+            count = count_of(input, axes, input.dtype)
             unbiased = F.stop_gradient(var) * (count / (count - 1.0))
             for state, now in ((running_mean, F.stop_gradient(mean)), (running_var, unbiased)):
                 state.follow(normal, _towards(reshape(now, (input.shape[1],)), momentum))

@@ -15,8 +15,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+import graphc.frontend as frontend
 from graphc import ops
-from graphc.errors import ArgumentError, DTypeError, ShapeError
+from graphc.errors import ArgumentError, DTypeError, GraphcError, ShapeError
 from graphc.ir import dim as dims
 from graphc.ir import source
 from graphc.ir.dim import Dim
@@ -110,10 +111,10 @@ class Tensor:
         return binary(ops.mod, other, self)
 
     def __pow__(self, other: Any) -> Tensor:
-        return binary(ops.pow, self, other)
+        return power(self, other)
 
     def __rpow__(self, other: Any) -> Tensor:
-        return binary(ops.pow, other, self)
+        return power(other, self)
 
     def __matmul__(self, other: Any) -> Tensor:
         return matmul(self, other)
@@ -136,8 +137,17 @@ class Tensor:
     def __and__(self, other: Any) -> Tensor:
         return binary(ops.logical_and, self, other)
 
+    __rand__ = __and__
+
     def __or__(self, other: Any) -> Tensor:
         return binary(ops.logical_or, self, other)
+
+    __ror__ = __or__
+
+    def __xor__(self, other: Any) -> Tensor:
+        return logical_xor(self, other)
+
+    __rxor__ = __xor__
 
     def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
         return binary(ops.equal, self, other)
@@ -157,6 +167,9 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return binary(ops.greater_equal, self, other)
 
+    def __array__(self, *args: Any, **named: Any) -> NoReturn:
+        raise ArgumentError(f"{self.type} has no elements while the graph is built; compile it", source.here())
+
     def __bool__(self) -> NoReturn:
         raise ArgumentError("a tensor has no truth value while the graph is built; use where()", source.here())
 
@@ -169,7 +182,7 @@ class Tensor:
         raise ArgumentError(f"{self.type} cannot be iterated over; index it or use split()", source.here())
 
     def __getitem__(self, key: Any) -> Tensor:
-        return index(self, key)
+        return frontend.indexing.index(self, key)
 
     # Shape and dtype -------------------------------------------------------------------------------------------
 
@@ -181,10 +194,147 @@ class Tensor:
         """The elements, row by row, in another shape; one extent may be -1."""
         return reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
 
-    def transpose(self, *axes: int) -> Tensor:
+    def transpose(self, *axes: Any) -> Tensor:
         """The axes in another order, by default the opposite one."""
+        axes = tuple(axes[0]) if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
         order = range(self.ndim)[::-1] if not axes else [axis_of(a, self.ndim) for a in axes]
         return Tensor(ops.transpose(self.value, perm=order))
+
+    view, permute = reshape, transpose
+
+    @property
+    def mT(self) -> Tensor:
+        """The matrices in the last two axes, transposed."""
+        return frontend.functional.swapaxes(self, -1, -2)
+
+    def size(self, axis: int | None = None) -> Any:
+        """The shape, or the extent of one axis."""
+        return self.shape if axis is None else self.shape[axis_of(axis, self.ndim)]
+
+    def dim(self) -> int:
+        """The number of axes."""
+        return self.ndim
+
+    def numel(self) -> Dim:
+        """The number of elements."""
+        return self.type.size
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        """Axes start_dim to end_dim (inclusive) as one."""
+        return frontend.functional.flatten(self, start_dim, end_dim)
+
+    def squeeze(self, axis: int | Sequence[int] | None = None) -> Tensor:
+        """Without the axes of extent 1, or without those given."""
+        return frontend.functional.squeeze(self, axis)
+
+    def unsqueeze(self, axis: int) -> Tensor:
+        """A new axis of extent 1."""
+        return frontend.functional.expand_dims(self, axis)
+
+    def swapaxes(self, a: int, b: int) -> Tensor:
+        """Axes a and b exchanged."""
+        return frontend.functional.swapaxes(self, a, b)
+
+    def expand(self, *shape: Any) -> Tensor:
+        """The elements repeated along axes of extent 1 and new ones; -1 keeps an extent."""
+        wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        own = (1,) * (len(wanted) - self.ndim) + self.shape
+        return broadcast_to(self, tuple(e if d == -1 else _as_dim(d) for d, e in zip(wanted, own, strict=True)))
+
+    def float(self) -> Tensor:
+        """The elements as float32."""
+        return convert(self, DType.F32)
+
+    def double(self) -> Tensor:
+        """The elements as float64."""
+        return convert(self, DType.F64)
+
+    def long(self) -> Tensor:
+        """The elements as int64."""
+        return convert(self, DType.I64)
+
+    def detach(self) -> Tensor:
+        """The tensor, a constant to differentiation."""
+        return frontend.functional.stop_gradient(self)
+
+    # Reductions ------------------------------------------------------------------------------------------------
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return frontend.functional.sum(self, axis, keepdims)
+
+    def prod(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return frontend.functional.prod(self, axis, keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return frontend.functional.mean(self, axis, keepdims)
+
+    def var(self, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+        return frontend.functional.var(self, axis, keepdims, ddof)
+
+    def std(self, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+        return frontend.functional.std(self, axis, keepdims, ddof)
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return frontend.functional.max(self, axis, keepdims)
+
+    def min(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return frontend.functional.min(self, axis, keepdims)
+
+    def all(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return frontend.functional.all(self, axis, keepdims)
+
+    def any(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return frontend.functional.any(self, axis, keepdims)
+
+    def argmax(self, axis: int | None = None) -> Tensor:
+        return frontend.functional.argmax(self, axis)
+
+    def argmin(self, axis: int | None = None) -> Tensor:
+        return frontend.functional.argmin(self, axis)
+
+    # Elementwise -----------------------------------------------------------------------------------------------
+
+    def abs(self) -> Tensor:
+        return frontend.functional.abs(self)
+
+    def exp(self) -> Tensor:
+        return frontend.functional.exp(self)
+
+    def log(self) -> Tensor:
+        return frontend.functional.log(self)
+
+    def sqrt(self) -> Tensor:
+        return frontend.functional.sqrt(self)
+
+    def square(self) -> Tensor:
+        return frontend.functional.square(self)
+
+    def tanh(self) -> Tensor:
+        return frontend.functional.tanh(self)
+
+    def sigmoid(self) -> Tensor:
+        return frontend.functional.sigmoid(self)
+
+    def relu(self) -> Tensor:
+        return frontend.functional.relu(self)
+
+    def softmax(self, axis: int = -1) -> Tensor:
+        return frontend.functional.softmax(self, axis)
+
+    def log_softmax(self, axis: int = -1) -> Tensor:
+        return frontend.functional.log_softmax(self, axis)
+
+    def clip(self, low: Any = None, high: Any = None) -> Tensor:
+        return frontend.functional.clip(self, low, high)
+
+    clamp = clip
+
+    def masked_fill(self, mask: Any, value: Any) -> Tensor:
+        return frontend.functional.masked_fill(self, mask, value)
+
+    def gather(self, axis: int, index: Any) -> Tensor:
+        """The elements at `index` along `axis`, elsewhere at the same place (torch's gather)."""
+        return frontend.functional.take_along_axis(self, index, axis)
 
 
 # Leaves ---------------------------------------------------------------------------------------------------------
@@ -206,12 +356,35 @@ def constant(array: Any, dtype: Any = None) -> Tensor:
     """A constant from an array, numbers or nested lists. Python floats become float32, Python ints int64."""
     if isinstance(array, Tensor):
         return array if dtype is None else convert(array, as_dtype(dtype))
-    found = np.asarray(array)
-    if dtype is not None:
-        found = found.astype(as_dtype(dtype).numpy)
-    elif not isinstance(array, np.ndarray | np.generic) and found.dtype == np.float64:
-        found = found.astype(np.float32)
-    return Tensor(ops.constant(value=Literal.of(found)))
+    return Tensor(ops.constant(value=Literal.of(as_array(array, None if dtype is None else as_dtype(dtype)))))
+
+
+def as_array(data: Any, dtype: DType | None = None) -> Array:
+    """`data` as an array of `dtype`, or of its own: Python floats become float32, Python ints int64.
+
+    Raises ArgumentError for what is no array, and for NaN, infinity and numbers out of range where `dtype` is of
+    integers, and DTypeError for elements that are no numbers.
+    """
+    try:
+        found = np.asarray(float(data) if dtype and dtype.is_float and isinstance(data, int) else data)
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+        raise ArgumentError(f"not an array of numbers: {error}", source.here()) from None
+    if dtype is None:
+        is_weak = not isinstance(data, np.ndarray | np.generic) and found.dtype == np.float64
+        dtype = DType.F32 if is_weak else as_dtype(found.dtype)
+    if isinstance(data, int) and found.dtype.hasobject:
+        raise ArgumentError(f"{dtype} has no number {data}", source.here())
+    if found.dtype.kind not in "biuf":
+        raise DTypeError(f"{found.dtype} cannot become {dtype}", source.here())
+    if dtype.is_int and found.dtype.kind != "b" and found.size:
+        limits = np.iinfo(dtype.numpy)
+        low, high = found.min().item(), found.max().item()  # Python numbers compare exactly; NaN compares false
+        if not (limits.min <= low and high <= limits.max):
+            raise ArgumentError(
+                f"{dtype} has no number {low if low != low or low < limits.min else high}", source.here()
+            )
+    with np.errstate(over="ignore"):  # float64 that float32 has not is infinite
+        return found.astype(dtype.numpy, copy=False)
 
 
 class _StateValue(Value):
@@ -229,12 +402,9 @@ class State(Tensor):
     """Another object each time that some state has been given another array: what was read before may be stale."""
 
     def __init__(self, data: Any, name: str = "") -> None:
-        array = np.asarray(data)
-        if not isinstance(data, np.ndarray | np.generic) and array.dtype == np.float64:
-            array = array.astype(np.float32)
-        dtype = as_dtype(array.dtype)
-        self._data = _own(array, dtype)
-        value = _StateValue(TensorType(dtype, self._data.shape), name=name)
+        array = as_array(data)
+        self._data = _own(array, as_dtype(array.dtype))
+        value = _StateValue(TensorType(as_dtype(array.dtype), array.shape), name=name)
         value.holder = self
         super().__init__(value)
 
@@ -246,7 +416,7 @@ class State(Tensor):
     @data.setter
     def data(self, data: Any) -> None:
         """Replace the array by a copy; it must have the same dtype, and the shape that compiled functions expect."""
-        self._data = _own(data, self.dtype)
+        self._data = _own(as_array(data, self.dtype), self.dtype)
         State.replaced = object()
 
     @staticmethod
@@ -289,9 +459,14 @@ def followers(nodes: Iterable[Node]) -> dict[State, Tensor]:
 
 
 class Parameter(State):
-    """State that an optimiser trains. Holds a copy of `data`, an array of floats."""
+    """State that an optimiser trains. Holds a copy of `data`, an array of floats; raises DTypeError for another."""
 
     __slots__ = ()
+
+    def __init__(self, data: Any, name: str = "") -> None:
+        super().__init__(data, name)
+        if not self.dtype.is_float:
+            raise DTypeError(f"a parameter holds floats, not {self.type}; a Buffer holds anything", source.here())
 
 
 class Buffer(State):
@@ -351,13 +526,14 @@ def broadcast_shapes(*tensors: Tensor) -> Shape:
         extents = [t.shape[axis] for t in tensors if t.ndim >= -axis]
         found = {d for d in extents if d != 1}
         if len(found) > 1:
-            raise ShapeError(_mismatch(tensors), source.here())
+            raise ShapeError(_mismatch("shapes do not broadcast", tensors), source.here())
         result.append(found.pop() if found else 1)
     return tuple(result)
 
 
-def _mismatch(tensors: Iterable[Tensor]) -> str:
-    lines = ["shapes do not broadcast: " + " and ".join(str(t.type) for t in tensors)]
+def _mismatch(what: str, tensors: Sequence[Tensor]) -> str:
+    """A message with the operands' types and lines."""
+    lines = [f"{what}: " + " and ".join(str(t.type) for t in tensors)]
     for number, tensor in enumerate(tensors):
         node = tensor.value.node
         if node is not None and node.location is not None:
@@ -390,12 +566,12 @@ def promote(*operands: Any) -> list[Tensor]:
         if not isinstance(x, Tensor | bool | int | float | complex | list | tuple | np.ndarray | np.generic):
             raise ArgumentError(f"expected a tensor, array or number, not {type(x).__name__}", source.here())
     kinds: list[Any] = [x.dtype.numpy if isinstance(x, Tensor) else x for x in operands]
-    kinds = [k if isinstance(k, np.dtype | bool | int | float) else np.asarray(k).dtype for k in kinds]
-    if any(isinstance(k, complex) for k in kinds):
-        raise DTypeError("complex numbers are not supported", source.here())
     try:
+        kinds = [k if isinstance(k, np.dtype | bool | int | float) else np.asarray(k).dtype for k in kinds]
         dtype = as_dtype(np.result_type(*kinds)) if any(isinstance(k, np.dtype) for k in kinds) else None
-    except (TypeError, OverflowError) as error:
+    except GraphcError as error:
+        raise DTypeError(f"no common dtype: {error.message}", source.here()) from None
+    except (ValueError, TypeError, OverflowError) as error:
         raise DTypeError(f"no common dtype: {error}", source.here()) from None
     return [_as_tensor(x, dtype) for x in operands]
 
@@ -406,11 +582,37 @@ def _as_tensor(x: Any, dtype: DType | None) -> Tensor:
     return constant(x, dtype)
 
 
+_ON_BOOLS: dict[Callable[..., Value], Callable[..., Value]] = {  # NumPy's meaning of arithmetic on bools
+    ops.add: ops.logical_or,
+    ops.mul: ops.logical_and,
+    ops.maximum: ops.logical_or,
+    ops.minimum: ops.logical_and,
+}
+
+
 def binary(op: Callable[..., Value], a: Any, b: Any) -> Tensor:
     """An elementwise op of two operands, which are promoted and broadcast."""
     first, second = promote(a, b)
+    if first.dtype is DType.BOOL:
+        op = _ON_BOOLS.get(op, op)
     shape = broadcast_shapes(first, second)
     return Tensor(op(broadcast_to(first, shape).value, broadcast_to(second, shape).value))
+
+
+def logical_xor(a: Any, b: Any) -> Tensor:
+    """Either a or b, for bools."""
+    first, second = promote(a, b)
+    if first.dtype is not DType.BOOL:
+        raise DTypeError(_mismatch("logical_xor takes bools", (first, second)), source.here())
+    return binary(ops.not_equal, first, second)
+
+
+def power(a: Any, b: Any) -> Tensor:
+    """a ** b; as in NumPy, an integer has no power of a negative number that is known."""
+    first, second = promote(a, b)
+    if first.dtype.is_int and isinstance(b, int) and b < 0:
+        raise ArgumentError(f"{first.type} has no power {b}; convert it to float", source.here())
+    return binary(ops.pow, first, second)
 
 
 def divide(a: Any, b: Any) -> Tensor:
@@ -423,9 +625,14 @@ def _as_float(x: Tensor) -> Tensor:
     return x if x.dtype.is_float else convert(x, DType.F64)
 
 
+def as_tensor(x: Any) -> Tensor:
+    """x itself, or the constant that it stands for."""
+    return x if isinstance(x, Tensor) else constant(x)
+
+
 def as_float(x: Any) -> Tensor:
     """A tensor that functions of real numbers accept: integers and bools become float64, as in NumPy."""
-    return _as_float(x if isinstance(x, Tensor) else constant(x))
+    return _as_float(as_tensor(x))
 
 
 # Products -------------------------------------------------------------------------------------------------------
@@ -438,7 +645,7 @@ def matmul(a: Any, b: Any) -> Tensor:
     """
     first, second = promote(a, b)
     if first.ndim == 0 or second.ndim == 0 or first.shape[-1] != second.shape[-2 if second.ndim > 1 else 0]:
-        raise ShapeError(f"matmul of {first.type} and {second.type}: inner extents differ", source.here())
+        raise ShapeError(_mismatch("inner extents of matmul differ", (first, second)), source.here())
     batch = _joined(first.shape[:-2], second.shape[:-2])
     first, one = _batched(first, batch, "mk")
     second, two = _batched(second, batch, "kn")
@@ -460,72 +667,3 @@ def _batched(x: Tensor, batch: Shape, matrix: str) -> tuple[Tensor, str]:
 
 def _joined(*shapes: Shape) -> Shape:
     return broadcast_shapes(*(Tensor(Value(TensorType(DType.BOOL, shape))) for shape in shapes))
-
-
-# Indexing -------------------------------------------------------------------------------------------------------
-
-
-def index(x: Tensor, key: Any) -> Tensor:
-    """`x[key]` for ints, slices with positive or negative steps, None, Ellipsis, and one integer tensor or array.
-
-    A negative int counts from the end. An integer tensor gathers; what it says is clamped into range.
-    """
-    keys = _complete(x, key)
-    axes = [k for k in keys if k is not None]
-    bounds = [_bounds(k, extent) for k, extent in zip(axes, x.shape, strict=True)]
-    value, everything = x.value, [(0, extent, 1) for extent in x.shape]
-    if bounds != everything:
-        steps = [abs(step) for _, _, step in bounds]
-        value = ops.slice(value, start=[b[0] for b in bounds], stop=[b[1] for b in bounds], step=steps)
-    backwards = [axis for axis, (_, _, step) in enumerate(bounds) if step < 0]
-    if backwards:
-        value = ops.reverse(value, axes=backwards)
-    extents, shape, gathered = iter(value.shape), list[Dim](), list[tuple[int, Any]]()
-    for k in keys:
-        extent = 1 if k is None else next(extents)
-        if not isinstance(k, int | np.integer | slice | None):
-            gathered.append((len(shape), k))
-        if not isinstance(k, int | np.integer):
-            shape.append(extent)
-    if tuple(shape) != value.shape:
-        value = ops.reshape(value, shape=shape)
-    for axis, indices in gathered:
-        value = ops.gather(value, constant(indices).value, axis=axis)
-    return Tensor(value)
-
-
-def _complete(x: Tensor, key: Any) -> list[Any]:
-    """The keys with one for each axis, and None where an axis is new."""
-    keys = list(key) if isinstance(key, tuple) else [key]
-    ellipses = [n for n, k in enumerate(keys) if k is Ellipsis]
-    used = sum(k is not None and k is not Ellipsis for k in keys)
-    if used > x.ndim or len(ellipses) > 1:
-        raise ArgumentError(f"{x.type} has {x.ndim} axes; [{', '.join(map(str, keys))}] has more", source.here())
-    if sum(not isinstance(k, int | np.integer | slice | None) for k in keys if k is not Ellipsis) > 1:
-        raise ArgumentError("only one axis may be indexed by a tensor", source.here())
-    place = ellipses[0] if ellipses else len(keys)
-    return [*keys[:place], *[slice(None)] * (x.ndim - used), *keys[place + 1 :]]
-
-
-def _bounds(key: Any, extent: Dim) -> tuple[Dim, Dim, int]:
-    """First element, the one behind the last, and the step (negative: taken in opposite order)."""
-    if isinstance(key, slice):
-        if key == slice(None):
-            return 0, extent, 1
-        if isinstance(extent, int):
-            chosen = range(extent)[key]
-            if not len(chosen):
-                return 0, 0, 1
-            low, high = min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1])
-            return low, high + 1, key.step or 1
-        if key.step in (None, 1):
-            first = 0 if key.start is None else key.start if key.start >= 0 else extent + key.start
-            last = extent if key.stop is None else key.stop if key.stop >= 0 else extent + key.stop
-            return first, last, 1
-        raise ShapeError(f"a slice with a step needs a number, not the dimension {extent}", source.here())
-    if isinstance(key, int | np.integer):
-        place: Dim = int(key) if key >= 0 else extent + int(key)
-        if isinstance(place, int) and (place < 0 or (isinstance(extent, int) and place >= extent)):
-            raise ArgumentError(f"index {key} is outside an axis of {extent}", source.here())
-        return place, place + 1, 1
-    return 0, extent, 1

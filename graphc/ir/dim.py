@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 from graphc.errors import ArgumentError, ShapeError
+from graphc.ir import source
 
 RESERVED = frozenset(("none", "true", "false", "inf", "nan", "f32", "f64", "i32", "i64", "bool"))  # words of IR text
 
@@ -59,7 +60,9 @@ Dim = int | Polynomial
 def named(name: str) -> Polynomial:
     """The dimension called `name`, which must be an identifier."""
     if not name.isidentifier() or name in RESERVED:
-        raise ArgumentError(f"a dimension's name must be an identifier that text does not use, not {name!r}")
+        raise ArgumentError(
+            f"a dimension's name must be an identifier that text does not use, not {name!r}", source.here()
+        )
     return Polynomial((((name,), 1),))
 
 
@@ -105,11 +108,15 @@ def bind(dim: Dim, sizes: Mapping[str, int]) -> Dim:
 
 def parse(text: str) -> Dim:
     """Inverse of `str`; raises ArgumentError on anything else."""
+    if not re.fullmatch(r"[+-]?[^+-]+([+-][^+-]+)*", text):
+        raise ArgumentError(
+            f"a dimension is a number, a name, or a sum of products of them, not {text!r}", source.here()
+        )
     total: Dim = 0
     for sign, body in re.findall(r"([+-]?)([^+-]+)", text):
         term: Dim = -1 if sign == "-" else 1
         for factor in body.split("*"):
-            term = term * (int(factor) if factor.isdecimal() else named(factor))
+            term = term * (int(factor) if factor.isascii() and factor.isdecimal() else named(factor))
         total = total + term
     return total
 

@@ -210,7 +210,7 @@ def flatten(index: Sequence[Index], extents: Sequence[int]) -> Index:
 def unflatten(flat: Index, extents: Sequence[int]) -> tuple[Index, ...]:
     """Inverse of `flatten`, for 0 <= flat < product of extents."""
     result: list[Index] = []
-    for extent in reversed(extents):
+    for extent in (max(1, extent) for extent in reversed(extents)):  # where one is 0 there is no position to find
         result.append(modulo(flat, extent) if len(result) + 1 < len(extents) else flat)
         flat = divide(flat, extent)
     return tuple(reversed(result))

@@ -157,7 +157,10 @@ class _Token:
 def parse(text: str, source: str = "<text>") -> Graph:
     """The graph that `text` describes. Raises ParseError, with line and column, for whatever is wrong with it."""
     parser = _Parser(text, source)
-    graph = parser.graph()
+    try:
+        graph = parser.graph()
+    except RecursionError:
+        parser.fail("nested too deeply")
     parser.skip_comments()
     if parser.token.kind != "end":
         parser.fail(f"expected the end of the text, found {parser.token.text!r}")
@@ -219,8 +222,15 @@ class _Parser:
 
     def name(self, what: str) -> str:
         if self.token.kind == "string":
-            return str(json.loads(self.take().text))
+            return self.string(self.take())
         return self.of("word", what).text
+
+    def string(self, token: _Token) -> str:
+        """What a quoted token stands for."""
+        try:
+            return str(json.loads(token.text))
+        except ValueError as error:
+            self.fail(f"malformed string: {error}", token.offset)
 
     def value_name(self) -> tuple[str, int]:
         """A value as it is written: %"0" is an input called 0, %0 the first result."""
@@ -266,7 +276,7 @@ class _Parser:
         if name in known:
             self.fail(f"%{name} is defined twice", offset)
         self.expect(":")
-        known[name] = Value(self.type(), name=str(json.loads(name)) if name.startswith('"') else name)
+        known[name] = Value(self.type(), name=self.string(_Token("string", name, offset)) if name[0] == '"' else name)
         return known[name]
 
     def value(self, known: dict[str, Value]) -> Value:
@@ -358,7 +368,10 @@ class _Parser:
         self.expect("[")
         shape = self.list_of(self.dim) if self.token.kind == "word" else []
         self.expect("]")
-        return TensorType(DType(token.text), tuple(shape))
+        try:
+            return TensorType(DType(token.text), tuple(shape))
+        except GraphcError as error:
+            self.fail(error.message, token.offset)
 
     def dim(self) -> Dim:
         token = self.of("word", "a dimension")
@@ -369,7 +382,7 @@ class _Parser:
 
     def attr(self) -> Any:
         if self.token.kind == "string":
-            return json.loads(self.take().text)
+            return self.string(self.take())
         if self.accept("["):
             found = [] if self.token.text == "]" else self.list_of(self.attr)
             self.expect("]")
@@ -420,7 +433,10 @@ class _Parser:
             array = np.array(numbers, type.dtype.numpy)
         except OverflowError:
             self.fail(f"a number does not fit {type.dtype}", start)
-        return array.tobytes() * (math.prod(type.extents) if len(numbers) == 1 else 1)
+        try:
+            return array.tobytes() * (math.prod(type.extents) if len(numbers) == 1 else 1)
+        except (MemoryError, OverflowError):
+            self.fail(f"a literal of {type.nbytes} bytes cannot be had", start)
 
 
 _WORDS = {"none": None, "true": True, "false": False, "inf": math.inf, "-inf": -math.inf, "nan": math.nan}

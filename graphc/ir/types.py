@@ -11,6 +11,7 @@ import numpy as np
 
 from graphc.errors import DTypeError, ShapeError
 from graphc.ir import dim as dims
+from graphc.ir import source
 from graphc.ir.dim import Dim, Polynomial
 
 Shape = tuple[Dim, ...]
@@ -73,17 +74,18 @@ def as_dtype(spec: Any) -> DType:
     if isinstance(spec, str) and spec in DType._value2member_map_:
         return DType(spec)
     try:
-        found = _FROM_NUMPY.get(np.dtype(spec).newbyteorder("="))
+        found = None if spec is None else _FROM_NUMPY.get(np.dtype(spec).newbyteorder("="))
     except TypeError:
         found = None
     if found is None:
-        raise DTypeError(f"unsupported dtype {spec}; graphc has {', '.join(d.numpy.name for d in DType)}")
+        listed = ", ".join(d.numpy.name for d in DType)
+        raise DTypeError(f"unsupported dtype {spec}; graphc has {listed}", source.here())
     return found
 
 
 def is_extent(dim: object) -> bool:
     """Whether `dim` can be the extent of an axis."""
-    return isinstance(dim, Polynomial) or (isinstance(dim, int) and dim >= 0)
+    return isinstance(dim, Polynomial) or (type(dim) is int and dim >= 0)  # True is no number of elements
 
 
 @dataclass(frozen=True, slots=True)

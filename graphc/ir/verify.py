@@ -6,7 +6,7 @@
 4. outputs and next values are values of this graph
 5. `next` pairs a state with a value of its type, each state at most once
 6. attributes are of kinds that can be printed
-7. a body obeys all of this, and that of a kernel has no state
+7. a body obeys all of this; that of a kernel has no state, and returns a value once
 """
 
 from __future__ import annotations
@@ -53,8 +53,11 @@ def _verify_node(graph: Graph, node: Node, known: set[Value]) -> None:
             _fail(6, graph, f"attribute {name} of {node.op.name} is a {type(attr).__name__}", node)
     body = node.attrs.get("body")
     if isinstance(body, Graph):
-        if isinstance(node.op.kind, Call) and (body.state or body.next):
+        is_kernel = isinstance(node.op.kind, Call)
+        if is_kernel and (body.state or body.next):
             _fail(7, graph, f"the body of kernel {body.name} has state", node)
+        if is_kernel and len(set(body.outputs)) < len(body.outputs):
+            _fail(7, graph, f"the body of kernel {body.name} returns a value twice", node)
         verify(body)
     if OPS.get(node.op.name) is not node.op:
         _fail(3, graph, f"{node.op.name} is not in the op table", node)

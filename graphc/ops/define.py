@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from graphc.errors import ArgumentError, DTypeError, ShapeError
+from graphc.ir import source
 from graphc.ir.graph import Literal, Node, Value, apply
 from graphc.ir.op import Kind, Op, register
 from graphc.ir.types import DType, TensorType, is_extent
@@ -69,7 +70,7 @@ def require_same_shape(*types: TensorType) -> None:
 
 def require_axes(axes: Sequence[int], rank: int) -> None:
     """Raises ArgumentError unless `axes` are distinct numbers in [0, rank)."""
-    if len(set(axes)) != len(axes) or not all(isinstance(a, int) and 0 <= a < rank for a in axes):
+    if len(set(axes)) != len(axes) or not all(type(a) is int and 0 <= a < rank for a in axes):
         raise ArgumentError(f"axes {list(axes)} must be distinct and in [0, {rank})")
 
 
@@ -83,7 +84,7 @@ def require_length(rank: int, **attrs: Sequence[Any]) -> None:
 def require_whole(least: int, **attrs: Sequence[Any]) -> None:
     """Raises ArgumentError unless every attribute's entries are integers from `least` on."""
     for name, attr in attrs.items():
-        if not all(isinstance(entry, int) and entry >= least for entry in attr):
+        if not all(type(entry) is int and entry >= least for entry in attr):
             raise ArgumentError(f"{name} must be whole numbers from {least} on, not {list(attr)}")
 
 
@@ -97,12 +98,12 @@ def require_extents(**attrs: Any) -> None:
 def require_number(value: Any, dtype: DType) -> None:
     """Raises ArgumentError unless `dtype` has the number `value`; a float is rounded to the nearest."""
     if not isinstance(value, int | float):
-        raise ArgumentError(f"value must be a number, not {value!r}")
+        raise ArgumentError(f"value must be a number, not {value!r}", source.here())
     if dtype.is_float:
         return
     low, high = (0, 1) if dtype is DType.BOOL else (np.iinfo(dtype.numpy).min, np.iinfo(dtype.numpy).max)
     if value != value or not low <= value <= high or int(value) != value:
-        raise ArgumentError(f"{dtype} has no number {value}")
+        raise ArgumentError(f"{dtype} has no number {value}", source.here())
 
 
 # Gradients ------------------------------------------------------------------------------------------------------

@@ -128,8 +128,7 @@ def everywhere(transform: Pass, graph: Graph) -> Graph:
 
 def _save(graph: Graph, name: str) -> Path:
     directory = settings.dump_directory() or Path(tempfile.mkdtemp(prefix="graphc-"))
-    directory.mkdir(parents=True, exist_ok=True)
-    file = directory / f"{graph.name}.before-{name}.gc"
+    file = directory / settings.file_name(f"{graph.name}.before-{name}.gc")
     file.write_text(str(graph))
     return file
 

@@ -26,7 +26,7 @@ from graphc.ir.types import TensorType
 from graphc.loops.ir import Function
 from graphc.plan import Call, Plan
 from graphc.runtime import team
-from graphc.runtime.memory import address, aligned_bytes
+from graphc.runtime.memory import address, aligned_bytes, empty_arrays
 
 Array = np.ndarray[Any, Any]
 _STEP = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
@@ -55,7 +55,7 @@ class Executable:
 
     def __call__(self, inputs: Sequence[Array], state: tuple[Array, ...]) -> list[Array]:
         """One step: new arrays for the outputs, `state` updated in place. Raises what a failed check says."""
-        outputs = [np.empty(shape, dtype) for shape, dtype in self.results]
+        outputs = empty_arrays(self.results, self.plan.graph.name)
         table = self.table
         with self.lock:
             table[self._inputs] = [address(array) for array in inputs]
@@ -87,7 +87,7 @@ class Executable:
         elapsed = 0.0
         with self.lock:
             copies = [array.copy() for array in state]
-            outputs = [np.empty(shape, dtype) for shape, dtype in self.results]
+            outputs = empty_arrays(self.results, self.plan.graph.name)
             own = self.new_table((*inputs, *copies, *outputs))
             table = (ctypes.c_uint64 * (len(own) + 1))(*own)
             for row in counts:

@@ -74,7 +74,7 @@ def bindable(value: Value, given: Any) -> Array:
 def _converted(value: Value, given: Any, wanted: np.dtype[Any]) -> Array:
     try:
         array = np.asarray(given)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: torch, for what needs a gradient
         raise FeedTypeError(f"input {value.name} is {value.type}, not {type(given).__name__}: {error}") from None
     if isinstance(given, np.ndarray | np.generic):
         safe = np.can_cast(array.dtype, wanted, "safe")

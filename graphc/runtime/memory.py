@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,17 @@ def aligned_bytes(size: int, name: str) -> Array:
     """Uninitialised memory at an address that is a multiple of ALIGNMENT; raises PlanError when there is not enough."""
     try:
         return memory.aligned_bytes(size)
-    except MemoryError:
+    except (MemoryError, ValueError, OverflowError):  # NumPy's, for what is too large to be asked for
         raise PlanError(f"{name} needs an arena of {size / 2**20:.1f} MiB, which cannot be had") from None
+
+
+def empty_arrays(types: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], name: str) -> list[Array]:
+    """New arrays for the results of a step; raises PlanError when there is not enough memory."""
+    try:
+        return [np.empty(shape, dtype) for shape, dtype in types]
+    except (MemoryError, ValueError):
+        size = sum(prod(shape) * dtype.itemsize for shape, dtype in types)
+        raise PlanError(f"the outputs of {name} need {size / 2**20:.1f} MiB, which cannot be had") from None
 
 
 def _by_interface(array: Array) -> int:

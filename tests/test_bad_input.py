@@ -1,0 +1,122 @@
+"""What does not fit is refused where it is written: one graphc error, with the user's line, and no NumPy traceback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import graphc as gx
+from graphc import nn, optim
+from graphc.errors import ArgumentError, DTypeError, FeedTypeError, GraphcError, ShapeError
+
+X, I = gx.placeholder("x", ("n", 4)), gx.placeholder("i", ("n",), gx.int64)  # noqa: E741
+SMALL = gx.placeholder("small", (2,), gx.int32)
+BAD: dict[str, tuple[Any, type[GraphcError], str]] = {
+    "a number that int32 has not": (lambda: SMALL + 2**40, ArgumentError, "i32 has no number 1099511627776"),
+    "a number that int64 has not": (lambda: I * 2**70, ArgumentError, "i64 has no number 1180591620717411303424"),
+    "a ragged list": (lambda: X * [1, [2]], DTypeError, "inhomogeneous"),
+    "a ragged constant": (lambda: gx.constant([[1], [1, 2]]), ArgumentError, "not an array of numbers"),
+    "a complex number": (lambda: X + 1j, DTypeError, "complex128"),
+    "NaN as an integer": (lambda: gx.constant([np.nan], "int32"), ArgumentError, "i32 has no number nan"),
+    "infinity as an integer": (lambda: gx.constant(-np.inf, "int64"), ArgumentError, "i64 has no number -inf"),
+    "a wide integer as a narrow one": (lambda: gx.constant(np.array([1, 2**31]), "int32"), ArgumentError, "2147483648"),
+    "text as a constant": (lambda: gx.constant("x", "float32"), DTypeError, "<U1 cannot become f32"),
+    "nothing as a constant": (lambda: gx.constant(None), DTypeError, "object"),
+    "full of text": (lambda: gx.full(2, "x"), ArgumentError, "value must be a number, not 'x'"),  # type: ignore[arg-type]
+    "full of NaN, in integers": (lambda: gx.full(2, float("nan"), "int32"), ArgumentError, "i32 has no number nan"),
+    "a ragged parameter": (lambda: gx.Parameter([[1.0], [2.0, 3.0]]), ArgumentError, "not an array of numbers"),
+    "a parameter of integers": (lambda: gx.Parameter([1, 2]), DTypeError, "a parameter holds floats, not i64[2]"),
+    "a parameter of a tensor": (lambda: gx.Parameter(X), ArgumentError, "no elements while the graph is built"),
+    "NumPy of a tensor": (lambda: np.asarray(X), ArgumentError, "f32[n,4] has no elements while the graph is built"),
+    "a matmul that does not fit": (lambda: X @ gx.zeros((3, 5)), ShapeError, "operand 0 f32[n,4] is %x"),
+    "integers to a negative power": (lambda: I**-1, ArgumentError, "i64[n] has no power -1"),
+    "exclusive or of integers": (lambda: I ^ I, DTypeError, "logical_xor takes bools"),
+    "the largest of nothing": (lambda: gx.max(gx.zeros((3, 0)), 1), ArgumentError, "f32[3,0] has no largest"),
+    "the place of the largest of nothing": (lambda: gx.argmax(gx.zeros(0)), ArgumentError, "f32[0] has no largest"),
+    "a dimension of nothing": (lambda: gx.placeholder("y", ("",)), ArgumentError, "not ''"),
+    "half a sum of dimensions": (lambda: gx.placeholder("y", ("n+",)), ArgumentError, "not 'n+'"),
+    "no dtype": (lambda: gx.placeholder("y", (2,), None), DTypeError, "unsupported dtype None"),
+    "updates in a list": (lambda: gx.compile([X], X, updates=[1]), ArgumentError, "updates give parameters"),  # type: ignore[arg-type]
+    "an update of a placeholder": (lambda: gx.compile([X], X, updates={X: X}), ArgumentError, "updates give"),  # type: ignore[dict-item]
+    "a name that is no text": (lambda: gx.compile([X], X, name=3), ArgumentError, "name"),  # type: ignore[arg-type]
+    "half a thread": (lambda: gx.compile([X], X, threads=1.5), ArgumentError, "threads must be a number"),  # type: ignore[arg-type]
+    "very many threads": (
+        lambda: gx.compile([X], X, threads=100_000),
+        ArgumentError,
+        "threads must be a number from 1 to 256, not 100000",
+    ),
+    "a size in text": (lambda: gx.compile([X], X).ir("bind", n="3"), ArgumentError, "n must be a whole number"),  # type: ignore[arg-type]
+    "a negative size": (lambda: gx.compile([X], X).ir("bind", n=-3), ArgumentError, "n must be a whole number"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_mistakes_are_refused_at_the_users_line(what: str) -> None:
+    make, error, message = BAD[what]
+    with pytest.raises(error) as caught:
+        make()
+    assert message in str(caught.value)
+    if "placeholder" not in what and not any(word in message for word in ("updates", "name", "threads", "whole")):
+        assert "test_bad_input.py:" in str(caught.value)
+
+
+def test_gradients_that_do_not_exist_are_refused_at_the_users_line() -> None:
+    w = gx.Parameter([1.0], "w")
+    for output, wanted in ((gx.sum(w), gx.Parameter([1.0], "v")), (w, w), (w * 2, w)):
+        with pytest.raises(GraphcError, match=r"test_bad_input\.py:"):
+            gx.grad(output, [wanted])
+
+
+def test_a_parameter_among_the_inputs_is_refused() -> None:
+    """It once was renamed, and a pass failed."""
+    layer = nn.Linear(4, 2)
+    with pytest.raises(ArgumentError, match=r"weight is read from its own array and cannot be an input"):
+        gx.compile([X, layer.weight], layer(X))
+    assert layer.weight.name == "weight"
+
+
+@pytest.mark.parametrize("data", ["abc", None, np.ones(3, complex), [[1.0], [2.0, 3.0]], np.array([None])], ids=repr)
+def test_a_parameter_keeps_its_array_when_another_is_refused(data: Any) -> None:
+    w = gx.Parameter(np.arange(3.0), "w")
+    with pytest.raises(GraphcError):
+        w.data = data
+    assert w.data.tolist() == [0, 1, 2]
+    layer = nn.Linear(1, 3)
+    before = layer.bias.data.copy()
+    with pytest.raises(GraphcError):
+        layer.load_state_dict({"weight": np.ones((3, 1)), "bias": data})
+    assert np.array_equal(layer.bias.data, before)
+    assert not np.array_equal(layer.weight.data, np.ones((3, 1)))
+
+
+def test_a_tensor_cannot_be_fed() -> None:
+    f = gx.compile([X], X * 2)
+    with pytest.raises(FeedTypeError, match=r"input x .* no elements while the graph is built"):
+        f(X)
+
+
+def test_a_function_may_be_called_anything_and_its_dumps_stay_in_their_directory(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAPHC_DUMP", str(tmp_path / "dumps"))
+    gx.compile([X], X * 2, name="../../step ü\n")(np.ones((1, 4), np.float32))
+    assert {path.name for path in tmp_path.iterdir()} == {"dumps"}
+    monkeypatch.setenv("GRAPHC_DUMP", "/dev/null")
+    with pytest.raises(ArgumentError, match="GRAPHC_DUMP: '/dev/null' cannot be a directory"):
+        gx.compile([X], X * 3)(np.ones((1, 4), np.float32))
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "²", "1.5", "99999"])
+def test_thread_counts_that_are_none_are_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHC_THREADS", text)
+    with pytest.raises(ArgumentError, match="GRAPHC_THREADS must be a number from 1 to 256"):
+        gx.compile([X], X)
+
+
+def test_numbers_that_fit_are_taken() -> None:
+    assert (SMALL + (2**31 - 1)).dtype is gx.int32
+    assert (X * 2**70).dtype is gx.float32
+    assert gx.constant(np.float64(1e300), "float32").shape == ()
+    optim.SGD([gx.Parameter([1.0])], lr=np.float32(0.1))
