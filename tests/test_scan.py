@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -23,6 +24,7 @@ from graphc.ir.text import parse
 from graphc.ir.types import DType, TensorType
 from graphc.ops.control import Parts
 from graphc.passes.manager import run
+from graphc.tools.command import main
 
 Array = np.ndarray[Any, Any]
 
@@ -458,3 +460,22 @@ def test_an_lstm_takes_sequences_of_any_length() -> None:
     function = gx.compile([x], net(x)[0])
     long = random(2, 6, 3, dtype=np.float32)
     np.testing.assert_allclose(function(long)[:, :4], function(long[:, :4]), rtol=1e-5, atol=1e-6)
+
+
+def test_the_command_takes_files_with_scans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    step, arrays, _ = training()
+    compilation = step.compilation_for(*arrays)
+    files = []
+    for name in ("bind", "slim_scans", "fused"):
+        files.append(str(tmp_path / f"{name}.gc"))
+        Path(files[-1]).write_text(compilation.text(name))
+    assert main(["run", "--compare", *files]) == 0
+    assert capsys.readouterr().out.count("agree") == 3
+    assert main(["opt", files[0]]) == 0
+    assert capsys.readouterr().out == compilation.text("fused")
+    for stage in ("plan", "loops", "llvm"):
+        assert main(["dump", "--stage", stage, files[-1]]) == 0
+        assert capsys.readouterr().out == compilation.text(stage)
+    for picture in ("step.svg", "step.dot"):
+        assert main(["dot", files[-1], "-o", str(tmp_path / picture)]) == 0
+        assert "7 x step" in (tmp_path / picture).read_text()
