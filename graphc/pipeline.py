@@ -31,6 +31,7 @@ from graphc.runtime.team import available
 PASSES = (
     "merge_scans",  # first: a scan, and the one that saves values for its gradient, are equal until they are rewritten
     "simplify",  # early: what it rewrites (log of softmax, broadcasts) would hide behind folded constants and kernels
+    "split_phases",  # after simplify has made convolutions of their gradients, and of slices of them
     "layout",  # after simplify has made convolutions of their gradients, before windows are gone
     "unroll",  # of what simplify would gather again
     "fold",  # simplify leaves constants side by side

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import graphc as gx
-from graphc import nn, optim, pipeline, testing
+from graphc import nn, optim, testing
 from graphc.errors import (
     ArgumentError,
     FeedError,
@@ -20,6 +20,7 @@ from graphc.errors import (
     StateError,
 )
 from graphc.ir.op import OPS
+from graphc.pipeline import PASSES
 from graphc.runtime.memory import aligned_bytes
 
 Array = np.ndarray[Any, Any]
@@ -282,7 +283,7 @@ def test_dumps_hold_every_stage_and_can_be_run(tmp_path: Any, monkeypatch: pytes
     problem, (x, label) = Problem(), batch(4)
     problem.step(x, label)
     names = sorted(path.name for path in tmp_path.iterdir())
-    stages = ["graph", "bind", *pipeline.PASSES, "plan", "loops", "llvm", "assembly"]
+    stages = ["graph", "bind", *PASSES, "plan", "loops", "llvm", "assembly"]
     assert [name.split(".")[3] for name in names] == stages
 
 

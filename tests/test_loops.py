@@ -103,6 +103,9 @@ def kernel(body: str) -> str:
 
 
 REJECTED = {
+    "is no square whose side is a power of two": "local s: f32[3,3]\ntranspose s",
+    "is not a local in scope": "transpose x",
+    "is transposed in vector loop": "local s: f32[4,4]\nfor v vector 4 lanes 4 {\n transpose s\n}",
     "outside 0..7": "for i 8 {\n y[i+1, 0] = 0.0:f32\n}",
     "runs over -1..6": "for i 8 {\n z[] += x[i-1, 0] if 7-1*i>=0 else 0.0\n}",
     "outside 0..15": "for i 5 {\n for v vector 16 lanes 16 {\n  y[i, v+i] = 0.0:f32\n }\n}",

@@ -48,6 +48,7 @@ from graphc.loops.ir import (
     Stmt,
     Store,
     StoreAt,
+    Transpose,
 )
 from graphc.loops.target import Target
 from graphc.loops.walk import declared, read, statements, written
@@ -165,6 +166,8 @@ class _Emitter:
                 self.reduce(op, buffer, index, None, self.value(value))
             case StoreAt():
                 self.store_at(stmt)
+            case Transpose(buffer):
+                self.transpose(buffer)
             case If(conditions, body):
                 self.branch(conditions, body)
             case Check(condition, code):
@@ -231,6 +234,27 @@ class _Emitter:
             if not self.mask.empty:
                 self.block(body)
             self.mask = outside
+
+    def transpose(self, buffer: Buffer) -> None:
+        """Rows are vectors; blocks of 1, 2, 4, … lanes beside the diagonal change places, in pairs of rows."""
+        side, kind = buffer.shape[0], llvm_type(buffer.dtype, buffer.shape[0])
+        base, element = self.memory.base[buffer], llvm_type(buffer.dtype)
+        places = [self.body.emit(f"getelementptr {element}, ptr {base}, i64 {row * side}") for row in range(side)]
+        rows = [self.body.emit(f"load {kind}, ptr {place}, align 64") for place in places]
+        block = side // 2
+        while block:
+            low = [lane if not lane & block else side + lane - block for lane in range(side)]
+            high = [lane + block if not lane & block else side + lane for lane in range(side)]
+            for row in (row for row in range(side) if not row & block):
+                pair = f"{kind} {rows[row]}, {kind} {rows[row + block]}"
+                rows[row], rows[row + block] = (self.shuffle(pair, order) for order in (low, high))
+            block //= 2
+        for vector, place in zip(rows, places, strict=True):
+            self.body.void(f"store {kind} {vector}, ptr {place}, align 64")
+
+    def shuffle(self, pair: str, order: list[int]) -> str:
+        lanes = ", ".join(f"i32 {lane}" for lane in order)
+        return self.body.emit(f"shufflevector {pair}, <{len(order)} x i32> <{lanes}>")
 
     def check(self, condition: _Value, code: int) -> None:
         fine, failed = self.body.label("fine"), self.body.label("failed")
@@ -359,6 +383,9 @@ class _Emitter:
         if mask.empty:
             return _Value(constant(load.otherwise, dtype), dtype)
         place = self.memory.place(load.buffer, load.index, safe=mask.full)
+        if isinstance(place, Run):
+            flag, mask = numbers.holds(load.conditions), numbers.masked(self.mask, load.conditions, shared=False)
+            place = self.memory.instead(dtype, place, flag, load.otherwise)
         if not isinstance(place, Element):
             return _Value(self.memory.vector(load.buffer, place, mask, load.otherwise), dtype, numbers.lanes)
         if not numbers.vary(load.conditions):

@@ -3,8 +3,9 @@
 Invariants:
  1. a vector access carries its element's alignment, so any position will do;
  2. a bool is a byte, 0 or 1, in memory and an i1 in registers;
- 3. an element under a condition is not touched where it fails: vectors are masked, a scalar load reads a constant
-    in its place, a scalar store is jumped over;
+ 3. an element under a condition is not touched where it fails: where the condition is one for all lanes, a load reads
+    a constant in its place (a masked load of an address that does not exist takes hundreds of cycles), else vectors
+    are masked; a scalar store is jumped over;
  4. a local is a stack slot with room for one vector past its end, so that a constant mask needs no masked access:
     LLVM's SROA then turns it into registers.
 """
@@ -132,8 +133,15 @@ class Memory:
         """One element; `otherwise` where the condition fails."""
         pointer, kind = place.pointer, memory_type(dtype)
         if condition is not None:
-            pointer = self.body.emit(f"select i1 {condition}, ptr {pointer}, ptr {self._constant(dtype, otherwise)}")
+            pointer = self.body.emit(f"select i1 {condition}, ptr {pointer}, ptr {self._constant(dtype, otherwise, 1)}")
         return self._register(self.body.emit(f"load {kind}, ptr {pointer}, align {dtype.itemsize}"), dtype, 1)
+
+    def instead(self, dtype: DType, place: Run, condition: str | None, otherwise: float | int | bool) -> Run:
+        """The run, or where the condition fails as many times `otherwise`."""
+        if condition is None:
+            return place
+        constants = self._constant(dtype, otherwise, self.numbers.lanes)
+        return Run(self.body.emit(f"select i1 {condition}, ptr {place.pointer}, ptr {constants}"))
 
     def vector(self, buffer: Buffer, place: Run | Spread, mask: Mask, otherwise: float | int | bool) -> str:
         """One element for each lane; `otherwise` where the mask excludes it."""
@@ -213,10 +221,11 @@ class Memory:
             return operand
         return self.body.emit(f"zext {llvm_type(dtype, lanes)} {operand} to {memory_type(dtype, lanes)}")
 
-    def _constant(self, dtype: DType, value: float | int | bool) -> str:
-        """A constant in memory."""
-        kind = memory_type(dtype)
-        text = str(int(value)) if dtype is DType.BOOL else constant(value, dtype)
-        name = f"@otherwise.{kind}.{text.replace('-', 'm')}"
+    def _constant(self, dtype: DType, value: float | int | bool, lanes: int) -> str:
+        """A constant in memory, once for each lane."""
+        kind, scalar = memory_type(dtype, lanes), memory_type(dtype)
+        number = str(int(value)) if dtype is DType.BOOL else constant(value, dtype)
+        text = number if lanes == 1 else f"splat ({scalar} {number})"
+        name = f"@otherwise.{scalar}.x{lanes}.{number.replace('-', 'm')}"
         self.body.module.define(name, lambda: f"{name} = private unnamed_addr constant {kind} {text}")
         return name

@@ -44,6 +44,7 @@ from graphc.loops.ir import (
     Stmt,
     Store,
     StoreAt,
+    Transpose,
 )
 
 Array = np.ndarray[Any, Any]
@@ -158,6 +159,9 @@ class _Machine:
                 self.reduce(op, buffer, index, self.value(value))
             case StoreAt(buffer, index, axis, at, value):
                 self.store_at(buffer, index, axis, self.value(at), self.value(value))
+            case Transpose(buffer):
+                data = self.memory[buffer].data
+                data[:] = data.reshape(buffer.shape).T.flatten()
             case If(conditions, inner):
                 self.branch(conditions, inner)
             case Check(condition, code):

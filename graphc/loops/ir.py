@@ -177,6 +177,13 @@ class StoreAt:
 
 
 @dataclass(frozen=True, slots=True)
+class Transpose:
+    """Rows and columns of a square LOCAL buffer change places; its side is a power of two."""
+
+    buffer: Buffer
+
+
+@dataclass(frozen=True, slots=True)
 class If:
     conditions: tuple[Condition, ...]
     body: tuple[Stmt, ...]
@@ -190,7 +197,7 @@ class Check:
     code: int
 
 
-Stmt = Loop | Local | Let | Store | Reduce | StoreAt | If | Check
+Stmt = Loop | Local | Let | Store | Reduce | StoreAt | Transpose | If | Check
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from math import prod
 
 from graphc.ir.graph import Value
 from graphc.ir.index import ZERO, Condition, Index, Var, flatten, unflatten
+from graphc.ir.types import DType
 from graphc.loops.ir import Buffer, Expr, LoopKind, Space
 from graphc.loops.maps import fill_space
 from graphc.loops.nest import Group, size, spread, vectors
@@ -19,7 +20,7 @@ from graphc.loops.point import Point, location
 from graphc.loops.roles import Operand, Roles
 from graphc.loops.schedule import ContractSchedule, MapSchedule
 
-LINE = 16  # elements along the depth that are copied together where the depth is dense: one line of memory
+LINE = 16  # elements along the depth that are copied together where the depth is dense and no square fits
 
 Element = Callable[[Index, int, Index], Expr]  # of the current point, in a strip (its first column, width), in a piece
 Strips = Callable[[Callable[[Index, int], None]], None]  # calls its argument for each strip of a block
@@ -84,14 +85,14 @@ def block_panels(
     A block has `strips` full strips; the last one also what is left over. Given its number and its first column, and
     read row by row, however short a strip's rows are.
     """
-    cols, (longest, others) = roles.cols, by_length(roles.depth)
+    cols, (cut, *others) = roles.cols, nesting(roles.depth, pieces)
     assert cols is not None
-    length, rest = divmod(longest.extent, pieces)
+    length, rest = divmod(cut.extent, pieces)
     pitch = -(-(cols.extent % width) // lanes) * lanes
     deep = (length + rest) * size(others)
     each = deep * (strips * width + pitch)
     buffer = Buffer(point.name("panels"), source.dtype, (blocks * each,), Space.SCRATCH)
-    column, along = Index(0, ((cols.variable, 1),)), Index(0, ((longest.variable, 1),))
+    column, along = Index(0, ((cols.variable, 1),)), Index(0, ((cut.variable, 1),))
 
     def of(block: Index, base: Index) -> tuple[Element, Prepare]:
         def place(first: Index, wide: int, piece: Index) -> Index:
@@ -101,7 +102,7 @@ def block_panels(
         def fill(across: Strips, piece: Index) -> None:
             def copy(start: Index, count: int) -> None:
                 spans = [(group, ZERO, group.extent) for group in others]
-                spans.insert(roles.depth.index(longest), (longest, start, count))
+                spans.insert(roles.depth.index(cut), (cut, start, count))
                 with point.section(), _walk(point, spans, roles.variables):
                     across(strip)
 
@@ -118,10 +119,10 @@ def block_panels(
     return buffer, of
 
 
-def by_length(groups: Sequence[Group]) -> tuple[Group, list[Group]]:
-    """The longest group, and the others in order."""
-    longest = max(groups, key=lambda group: group.extent)
-    return longest, [group for group in groups if group is not longest]
+def nesting(depth: Sequence[Group], pieces: int) -> list[Group]:
+    """The loops over the depth, the outermost first: with several pieces the longest, which is what is cut."""
+    longest = max(depth, key=lambda group: group.extent)
+    return list(depth) if pieces == 1 else [longest, *(group for group in depth if group is not longest)]
 
 
 def row_major(groups: Sequence[Group]) -> Index:
@@ -143,16 +144,19 @@ def _copy(
     operand, cols = roles.panel, roles.cols
     assert cols is not None
 
-    def copy(position: Index) -> None:
+    def load(position: Index) -> Expr:
         with point.where(cols.at(first + position, roles.variables)):
-            buffer, place = target()
-            point.store(buffer, place, point.load(source, operand.place), location(operand.value))
+            return point.load(source, operand.place)
+
+    def store(position: Index, element: Expr) -> None:
+        with point.where(cols.at(first + position, roles.variables)):
+            point.store(*target(), element, location(operand.value))
 
     if operand.stride(cols) != 1 and spans and operand.stride(spans[-1][0]) == 1:
-        _transposed(point, spans, roles.variables, wide, copy)
+        _transposed(point, spans, roles.variables, wide, lanes, source.dtype, load, store)
     else:
         with _walk(point, spans, roles.variables):
-            vectors(point, wide, lanes, max(1, wide // lanes), lambda position, _: copy(position))
+            vectors(point, wide, lanes, max(1, wide // lanes), lambda position, _: store(position, load(position)))
 
 
 @contextmanager
@@ -165,22 +169,52 @@ def _walk(point: Point, spans: Sequence[Span], variables: dict[int, Var]) -> Ite
 
 
 def _transposed(
-    point: Point, spans: Sequence[Span], variables: dict[int, Var], wide: int, copy: Callable[[Index], None]
+    point: Point,
+    spans: Sequence[Span],
+    variables: dict[int, Var],
+    wide: int,
+    side: int,
+    dtype: DType,
+    load: Callable[[Index], Expr],
+    store: Callable[[Index, Expr], None],
 ) -> None:
-    """Line by line of the source, so that each is read once however few of them the cache can hold at a time."""
-    *outer, (inner, start, extent) = spans
-    lines, rest = divmod(extent, LINE)
+    """Squares of `side` columns and places along the depth, in vectors; what is left over line by line.
 
-    def line(first: Index, length: int) -> None:
+    Either way each line of the source is read once, however few of them the cache can hold at a time.
+    """
+    *outer, (inner, start, extent) = spans
+    squares = wide // side if side > 1 else 0
+    tall = side if squares else LINE
+
+    def square(column: Index, k: Index) -> None:
+        elements = point.local("square", dtype, side, side)
         with (
-            point.loop("j", wide) as column,
-            point.loop("u", length, LoopKind.UNROLLED) as k,
-            point.where(inner.at(start + first + k, variables)),
+            point.loop("v", side, LoopKind.VECTOR, side) as lane,
+            point.loop("u", side, LoopKind.UNROLLED) as row,
+            point.where(inner.at(start + k + lane, variables)),
         ):
-            copy(column)
+            point.store(elements, row * side + lane, load(column + row))
+        point.transpose(elements)
+        with (
+            point.loop("v", side, LoopKind.VECTOR, side) as lane,
+            point.loop("u", side, LoopKind.UNROLLED) as row,
+            point.where(inner.at(start + k + row, variables)),
+        ):
+            store(column + lane, point.load(elements, row * side + lane))
+
+    def line(columns: int, before: int, k: Index, length: int) -> None:
+        with (
+            point.loop("j", columns) as column,
+            point.loop("u", length, LoopKind.UNROLLED) as number,
+            point.where(inner.at(start + k + number, variables)),
+        ):
+            store(column + before, load(column + before))
 
     with _walk(point, outer, variables):
-        with point.loop("k", lines) as number:
-            line(number * LINE, LINE)
-        if rest:
-            line(Index(lines * LINE), rest)
+        with point.loop("j", squares) as column, point.loop("k", extent // tall) as number:
+            square(column * side, number * tall)
+        if wide > squares * side:
+            with point.loop("k", extent // tall) as number:
+                line(wide - squares * side, squares * side, number * tall, tall)
+        if extent % tall:
+            line(wide, 0, Index(extent // tall * tall), extent % tall)

@@ -42,6 +42,7 @@ from graphc.loops.ir import (
     Space,
     Stmt,
     Store,
+    Transpose,
     dtype_of,
 )
 from graphc.passes.forms import splat
@@ -132,9 +133,9 @@ class Point:
         yield
         self.substitution = before
 
-    def local(self, prefix: str, dtype: DType, size: int) -> Buffer:
+    def local(self, prefix: str, dtype: DType, *shape: int) -> Buffer:
         """A LOCAL buffer, in scope from here to the end of the enclosing loop."""
-        buffer = Buffer(self.name(prefix), dtype, (size,), Space.LOCAL)
+        buffer = Buffer(self.name(prefix), dtype, shape, Space.LOCAL)
         self.statements.append(Local(buffer))
         return buffer
 
@@ -145,6 +146,10 @@ class Point:
     def reduce(self, op: str, buffer: Buffer, index: Index, value: Expr, location: Location | None = None) -> None:
         """`buffer[index] = op(buffer[index], value)`, for a flat buffer."""
         self.statements.append(Reduce(op, buffer, self._place(buffer, self._record(index)), value, location))
+
+    def transpose(self, buffer: Buffer) -> None:
+        """Rows and columns of a square local change places."""
+        self.statements.append(Transpose(buffer))
 
     def load(self, buffer: Buffer, index: Index) -> Expr:
         """The element of a flat buffer."""

@@ -18,10 +18,10 @@ from graphc.ir.index import ZERO, Index
 from graphc.loops.ir import Buffer, Function, Load
 from graphc.loops.nest import Group, block_length, identity, leading, shared, size, spread, vectors, walk
 from graphc.loops.point import Barrier, Point, always, location, parameters
-from graphc.loops.schedule import RowsSchedule, lies_across
+from graphc.loops.schedule import RowsSchedule
 from graphc.loops.sweep import Phase, Sweep, fill_empty, fill_finals, groups, plan_sweep
 from graphc.loops.totals import Partial, Total, combine, identity_of
-from graphc.passes.forms import Rows, is_single_phase, levels
+from graphc.passes.forms import Rows, is_single_phase, levels, lies_across
 
 FEW_ROWS = 8  # fewer rows than this are not enough to share out; a row is then cut into blocks
 

@@ -19,7 +19,7 @@ from graphc.ir.graph import Graph
 from graphc.ir.op import Elementwise
 from graphc.ir.types import DType
 from graphc.loops.target import Target
-from graphc.passes.forms import Map, Opaque, Rows, is_single_phase
+from graphc.passes.forms import Map, Opaque, Rows, is_single_phase, lies_across
 
 BLOCK_COST = 64 * 1024  # scalar operations that are worth handing to another thread
 MOST_BLOCKS = 32
@@ -134,12 +134,6 @@ def choose(body: Graph, form: Map | Rows | Opaque, target: Target) -> Schedule:
     if lies_across(form) and not form.accumulations and not _is_wide(body, form):
         return ColumnsSchedule(lanes, 4, work)
     return RowsSchedule(lanes, 4 if nodes <= 24 else 2, work, 16 * 1024)
-
-
-def lies_across(form: Rows) -> bool:
-    """Whether rows lie across memory: the innermost axis is not reduced."""
-    inner = max((axis for axis, extent in enumerate(form.space) if extent > 1), default=-1)
-    return inner >= 0 and inner not in form.axes
 
 
 def _is_wide(body: Graph, form: Rows) -> bool:

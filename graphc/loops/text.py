@@ -54,6 +54,7 @@ from graphc.loops.ir import (
     Stmt,
     Store,
     StoreAt,
+    Transpose,
     dtype_of,
 )
 
@@ -124,6 +125,8 @@ def _lines(body: tuple[Stmt, ...], indent: str, locations: bool) -> Iterator[str
                 yield indent + "}"
             case Local(buffer):
                 yield f"{indent}local {_declaration(buffer)}"
+            case Transpose(buffer):
+                yield f"{indent}transpose {buffer.name}"
             case Check(condition, code):
                 yield f"{indent}check {print_expr(condition)} code {code}"
             case Let() | Store() | Reduce() | StoreAt():
@@ -322,6 +325,8 @@ class _Parser:
             return If(self.separated(self.condition), self.block())
         if self.take("local"):
             return Local(self.declare(Buffer(*self.declaration(), Space.LOCAL)))
+        if self.take("transpose"):
+            return Transpose(self.buffer())
         if self.take("check"):
             condition = self.expr()
             self.expect("code")
@@ -440,17 +445,21 @@ class _Parser:
 
     def element(self) -> tuple[Buffer, tuple[Index, ...], int, Expr | None]:
         """Buffer, index, and the axis and expression of a position that is data."""
-        name = self.kind("name")
-        if name not in self.buffers:
-            self.next -= 1
-            self.fail(f"no buffer {name}")
+        buffer = self.buffer()
         self.expect("[")
         places = self.listed(self.place, "]")
         data = [(axis, at) for axis, (_, at) in enumerate(places) if at is not None]
         if len(data) > 1:
             self.fail("only one position may be data")
         axis, found = data[0] if data else (0, None)
-        return self.buffers[name], tuple(index for index, _ in places), axis, found
+        return buffer, tuple(index for index, _ in places), axis, found
+
+    def buffer(self) -> Buffer:
+        name = self.kind("name")
+        if name not in self.buffers:
+            self.next -= 1
+            self.fail(f"no buffer {name}")
+        return self.buffers[name]
 
     def place(self) -> tuple[Index, Expr | None]:
         return (Index(), self.expr()) if self.take("@") else (self.index(), None)

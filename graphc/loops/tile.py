@@ -17,7 +17,7 @@ from graphc.ir.index import ZERO, Condition, Index, Var
 from graphc.ir.source import Location
 from graphc.loops.ir import Buffer, Const, Expr, LoopKind, Scalar, dtype_of
 from graphc.loops.nest import Group, vectors, walk
-from graphc.loops.pack import Element, by_length
+from graphc.loops.pack import Element, nesting
 from graphc.loops.point import Point
 from graphc.loops.roles import Roles
 from graphc.loops.schedule import ContractSchedule
@@ -145,13 +145,13 @@ class Multiplier:
         return Scalar("add", (Scalar("mul", (a, b), dtype), c), dtype)
 
     def _pieces(self, count: int, piece: Index, body: Callable[[Sequence[Group], Index, int], None]) -> None:
-        """`body(groups, start, length)` for a piece of the depth: of its longest group, which then comes first."""
-        longest, others = by_length(self.roles.depth)
-        length, rest = divmod(longest.extent, count)
-        body([longest, *others], piece * length, length)
+        """`body(groups, start, length)` for a piece of the depth: of its outermost group."""
+        groups = nesting(self.roles.depth, count)
+        length, rest = divmod(groups[0].extent, count)
+        body(groups, piece * length, length)
         if rest:
             with self.point.when((Condition(piece - (count - 1), equal=True),)):
-                body([longest, *others], Index(count * length), rest)
+                body(groups, Index(count * length), rest)
 
     # Dot products --------------------------------------------------------------------------------------------
 

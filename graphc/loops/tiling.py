@@ -1,7 +1,8 @@
 """The numbers of a contraction's loops, by a rough count of cycles.
 
-Measured on a core with one 512-bit fma per cycle: any tile with at least 8 accumulators and up to 10 rows that stays in
-the registers runs within 5 % of the peak, with its panel in place or packed. So tiles are chosen to divide the shape.
+A cycle has two fmas and two loads, as on most processors with vectors; where it has one fma, the same tiles are good:
+any tile with at least 8 accumulators that stays in the registers then runs within 5 % of the peak. A tile loads
+rows + vectors times for rows * vectors fmas, so it should be nearly square, counted like that, and divide the shape.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 from graphc.ir.graph import Graph
-from graphc.loops.pack import by_length
+from graphc.loops.pack import nesting
 from graphc.loops.roles import NO_AXIS, Axes, Operand, Roles, assign, axes_of, candidates
 from graphc.loops.schedule import PACK_EACH, PACK_FIRST, PACK_NEVER, ContractSchedule, share
 from graphc.loops.target import Target
@@ -19,7 +20,9 @@ from graphc.passes.forms import Contract
 
 PAGE, ASSOCIATIVE = 4096, 8  # bytes; lines that are so far apart share one set of so many ways in the cache
 LATENCY = 4  # of an fma, in cycles
-TILE_COST = 8  # cycles to set up a tile, for each of its vectors
+PER_CYCLE = 2  # fmas, and loads
+STEP_COST, LOAD_COST = 0.2, 0.02  # cycles of a step of the sum, and more for each of its loads
+TILE_COST = 4  # cycles to set up a tile, for each of its vectors
 VARIANT_COST = 0.01  # of the time, for each further shape of tile: each is compiled
 MOST_ROWS = {1: 16, 2: 8, 3: 8}  # by vectors side by side; with more rows their addresses no longer fit the registers
 MOST_VECTORS = 16
@@ -29,7 +32,7 @@ PAGE_WALK = 8  # cycles to come to another page
 FROM_MEMORY = 4  # times as long where that page is in no cache
 FAR_VECTOR = 0.3  # cycles that a vector of the panel adds when the panel does not stay in the first-level cache
 FROM_L2 = 2.5  # cycles for a vector that is not in the first-level cache
-COPY, COPY_ACROSS, GATHER, SCATTER = 0.3, 1.2, 3.0, 4.0  # cycles for an element
+COPY, COPY_ACROSS, GATHER, SCATTER = 0.3, 0.5, 3.0, 4.0  # cycles for an element
 DOT_COST = 1.15  # cycles for a vector of products: two loads for less than two
 ROW_COST = 6  # cycles to put down a row of dot products
 FOLD = 3  # cycles for the lanes of one dot product
@@ -110,8 +113,7 @@ def _page_walks(roles: Roles, operand: Operand, itemsize: int) -> float:
     """Cycles for each term of a sum because the operand's element stands on another page than the one before."""
     if not roles.depth:
         return 0.0
-    longest, others = by_length(roles.depth)
-    inner = others[-1] if others else longest
+    inner = nesting(roles.depth, 1 if roles.deep <= DEEPEST else 2)[-1]
     pitch = abs(operand.stride(inner)) * itemsize
     if min(inner.extent, PIECE) * pitch <= PAGES * PAGE:
         return 0.0
@@ -129,9 +131,9 @@ def _strips(roles: Roles, lanes: int, vectors: int, rows: int, walk: float, far:
 
 
 def _cycles(deep: int, rows: int, vectors: int, walk: float, far: float) -> float:
-    loads = vectors + rows / 2
-    walk += far * vectors
-    return deep * (max(rows * vectors, loads, LATENCY) + 0.3 + 0.03 * loads + walk) + TILE_COST * rows * vectors
+    loads = vectors + rows
+    step = max(rows * vectors, loads, 2 * LATENCY) / PER_CYCLE + STEP_COST + LOAD_COST * loads
+    return deep * (step + walk + far * vectors) + TILE_COST * rows * vectors
 
 
 def _dot_tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[Cost]:

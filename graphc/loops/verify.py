@@ -10,7 +10,8 @@
     `Store` to one place stores one value.
  5. parallel loops are in no other loop; every element that they write outside their own locals depends on their
     variable, and none is a local from outside; no `Check` is inside.
- 6. types: a `Store`, `Reduce` or `StoreAt` writes its buffer's dtype; scalar ops have the operands and result of
+ 6. a `Transpose` is of a square local of its own thread, outside vector loops.
+ 7. types: a `Store`, `Reduce` or `StoreAt` writes its buffer's dtype; scalar ops have the operands and result of
     the op table; positions are integers and a `Check` tests a bool; its code is above 0.
 
 That parallel iterations never meet in one element is checked as they run, by `loops.interpret`.
@@ -52,6 +53,7 @@ from graphc.loops.ir import (
     Stmt,
     Store,
     StoreAt,
+    Transpose,
     dtype_of,
 )
 from graphc.loops.text import REDUCE_SIGNS
@@ -134,6 +136,8 @@ def _statement(stmt: Stmt, scope: _Scope) -> None:
             _same(dtype_of(condition), DType.BOOL, "a check's condition", scope)
             if code <= 0:
                 scope.fail(f"check code {code} is not above 0")
+        case Transpose(buffer):
+            _transpose(buffer, scope)
         case Store() | Reduce() | StoreAt():
             _write(stmt, replace(scope, location=stmt.location))
 
@@ -158,6 +162,16 @@ def _loop(loop: Loop, scope: _Scope) -> None:
         scope.fail(f"{loop.kind.value} loop {var} has extent {var.extent} and {loop.lanes} lanes")
     if var.extent:
         _block(loop.body, scope.inner(**changes))
+
+
+def _transpose(buffer: Buffer, scope: _Scope) -> None:
+    if scope.buffers.get(buffer.name) != buffer or buffer.space is not Space.LOCAL or buffer in scope.shared:
+        scope.fail(f"{buffer.name} is transposed, but is not a local in scope")
+    side = buffer.shape[0] if buffer.shape else 0
+    if buffer.shape != (side, side) or side & (side - 1) or not side:
+        scope.fail(f"{buffer.name}[{buffer.shape}] is transposed, but is no square whose side is a power of two")
+    if scope.vector is not None:
+        scope.fail(f"{buffer.name} is transposed in vector loop {scope.vector}")
 
 
 def _write(stmt: Store | Reduce | StoreAt, scope: _Scope) -> None:

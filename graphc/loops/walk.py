@@ -20,6 +20,7 @@ from graphc.loops.ir import (
     Stmt,
     Store,
     StoreAt,
+    Transpose,
 )
 
 
@@ -54,7 +55,7 @@ def declared(body: Iterable[Stmt]) -> set[Buffer]:
 
 def written(body: Iterable[Stmt]) -> set[Buffer]:
     """Buffers that are written."""
-    return {stmt.buffer for stmt in statements(body) if isinstance(stmt, Store | Reduce | StoreAt)}
+    return {stmt.buffer for stmt in statements(body) if isinstance(stmt, Store | Reduce | StoreAt | Transpose)}
 
 
 def read(body: Iterable[Stmt]) -> set[Buffer]:
@@ -67,6 +68,9 @@ def read(body: Iterable[Stmt]) -> set[Buffer]:
             case Reduce(_, buffer, _, value):
                 found.add(buffer)
                 roots = (value,)
+            case Transpose(buffer):
+                found.add(buffer)
+                roots = ()
             case StoreAt(buffer, _, _, at, value):
                 found.add(buffer)
                 roots = (at, value)

@@ -7,6 +7,7 @@ from graphc.passes.fold import fold
 from graphc.passes.fuse import fuse, inline
 from graphc.passes.layout import layout
 from graphc.passes.manager import PASSES
+from graphc.passes.phases import split_phases
 from graphc.passes.scans import hoist, merge_scans, slim_scans
 from graphc.passes.simplify import simplify
 from graphc.passes.unroll import unroll
@@ -24,5 +25,6 @@ __all__ = [
     "merge_scans",
     "simplify",
     "slim_scans",
+    "split_phases",
     "unroll",
 ]

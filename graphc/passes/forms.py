@@ -284,6 +284,12 @@ def is_single_phase(body: Graph, form: Rows) -> bool:
     return bool(form.reductions) and all(level[value] == 0 for value in (*swept, *operands))
 
 
+def lies_across(form: Rows) -> bool:
+    """Whether rows lie across memory: the innermost axis is not reduced."""
+    inner = max((axis for axis, extent in enumerate(form.space) if extent > 1), default=-1)
+    return inner >= 0 and inner not in form.axes
+
+
 # In-place outputs --------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from graphc.errors import PassError
 from graphc.ir.graph import Graph, Node, Value, build, copy_node, rebuild, topological
 from graphc.ir.op import Call, Scan
 from graphc.passes.cut import cheapest_cut
-from graphc.passes.forms import Contract, Form, Map, Opaque, Rows, classify
+from graphc.passes.forms import Contract, Form, Map, Opaque, Rows, classify, is_single_phase, lies_across
 from graphc.passes.kernels import clone, make_kernel
 from graphc.passes.manager import graph_pass
 from graphc.passes.partition import Partition
@@ -161,7 +161,7 @@ class _Fusion:
     def _join(self, first: int, second: int, saved: int) -> bool:
         members = self.groups.members[first] + self.groups.members[second]
         form = self._form(members)
-        if form is None or not self._pays(first, second, form, saved):
+        if form is None or self._walks_badly(members, form) or not self._pays(first, second, form, saved):
             return False
         group = self.groups.join(first, second)
         if group is None:
@@ -242,6 +242,15 @@ class _Fusion:
             reads += size(value) * any(value in unit.direct for unit in readers)
             extra += max(0, reads - size(value)) * work
         return extra <= saved + LAUNCH_BYTES
+
+    def _walks_badly(self, members: list[int], form: Form) -> bool:
+        """Whether rows across memory, walked more than once, would also have to be added up among each other."""
+        if not isinstance(form, Rows) or not form.accumulations or not lies_across(form):
+            return False
+        nodes = self._nodes(members)
+        operands = dict.fromkeys(value for node in nodes for value in node.inputs if value.node not in nodes)
+        body = Graph("", tuple(operands), (), nodes, tuple(self._outputs(members)))
+        return bool(form.reductions) and not is_single_phase(body, form)
 
     def _is_light_prologue(self, members: list[int], form: Contract | Opaque) -> bool:
         """Whether those of the units that feed the barrier's operands are cheap enough to be repeated."""

@@ -90,25 +90,37 @@ def _inverse(order: Order) -> Order:
 
 
 def _channels_last(node: Node) -> Order | None:
-    """The order for the result of a convolution, with what only the filters have innermost; None for other products."""
+    """The order for the result of a convolution, with what only the filters have innermost; None for other products.
+
+    A few phases of a place (`convolution.sum_of_unwindows`) stay behind it.
+    """
     if node.op.name != "contract":
         return None
     first, second, result = letters(node.attrs["spec"])
     for value, image, filters in ((node.inputs[0], first, second), (node.inputs[1], second, first)):
         if value.node is None or value.node.op.name != "windows":
             continue
-        if not all(image[axis] in result for axis in value.node.attrs["axes"]):
+        places = [image[axis] for axis in value.node.attrs["axes"]]
+        if not all(place in result for place in places):
             continue
-        channels = prod(extent for c, extent in zip(result, node.output.type.extents) if c in filters)
-        order = sorted(range(len(result)), key=lambda axis: (result[axis] in filters, result[axis] not in image))
-        if channels >= FEWEST_CHANNELS and order != list(range(len(result))):
-            return tuple(order)
+        extents = dict(zip(result, node.output.type.extents))
+        groups: list[str] = []
+        for c in result:
+            if groups and groups[-1] in places and c not in image and extents[c] < FEWEST_CHANNELS:
+                groups[-1] += c
+            else:
+                groups.append(c)
+        groups.sort(key=lambda group: (group[0] in filters, group[0] not in image))
+        order = tuple(result.index(c) for group in groups for c in group)
+        channels = prod(extents[group[0]] for group in groups if group[0] in filters)
+        if channels >= FEWEST_CHANNELS and order != tuple(range(len(result))):
+            return order
     return None
 
 
 def _contract(node: Node, given: Sequence[Laid]) -> Laid:
     first, second, result = letters(node.attrs["spec"])
-    order = _channels_last(node) or tuple(range(len(result)))
+    order = _channels_last(node) or _handed_on(node, given) or tuple(range(len(result)))
     parts = ["".join(part[axis] for axis in operand.order) for part, operand in zip((first, second), given)]
     spec = f"{parts[0]},{parts[1]}->{''.join(result[axis] for axis in order)}"
     operands = tuple(operand.stored for operand in given)
@@ -117,14 +129,26 @@ def _contract(node: Node, given: Sequence[Laid]) -> Laid:
     return Laid(ops.contract(*operands, spec=spec), order)
 
 
+def _handed_on(node: Node, given: Sequence[Laid]) -> Order | None:
+    """The order for a product with an image that is laid: its letters as they lie, then those of the other operand."""
+    *parts, result = letters(node.attrs["spec"])
+    images = [number for number, operand in enumerate(given) if not operand.is_plain]
+    if len(images) != 1:
+        return None
+    (number,) = images
+    image = "".join(parts[number][axis] for axis in given[number].order)
+    order = sorted(range(len(result)), key=lambda a: image.index(result[a]) if result[a] in image else len(image))
+    return tuple(order)
+
+
 # What works in any order ---------------------------------------------------------------------------------------
 
 
 def _elementwise(node: Node, given: Sequence[Laid]) -> Laid | None:
-    """In the order in which most bytes lie already."""
+    """In the order other than the plain one in which most bytes lie already: what is plain here is plain by default."""
     weights: dict[Order, int] = {}
     for operand in given:
-        if not (operand.is_plain and _is_free(operand.stored)):
+        if not operand.is_plain:
             weights[operand.order] = weights.get(operand.order, 0) + operand.stored.type.nbytes
     order = max(weights, key=lambda key: weights[key])
     operands = [_brought(operand, order) for operand in given]

@@ -260,7 +260,7 @@ SIMPLIFICATIONS: dict[str, tuple[Simplification, ...]] = {
     "broadcast": (same, broadcast_twice, broadcast_of_ones),
     "contract": (contract_of_transpose,),
     "add": (sum_of_pads,),
-    "reduce_sum": (reduce_nothing, sum_of_unwindows, sum_of_negated, sum_of_sum),
+    "reduce_sum": (sum_of_unwindows, reduce_nothing, sum_of_negated, sum_of_sum),
     "reduce_max": (reduce_nothing,),
     "reduce_min": (reduce_nothing,),
     "log": (log_of_sum_of_exp,),
