@@ -137,19 +137,20 @@ def _step(draw: st.DrawFn, values: list[Value]) -> Value:
 
 @st.composite
 def _scan(draw: st.DrawFn, x: Value, values: list[Value]) -> Value:
-    """A loop along the first axis, whose step is a random graph of a carry, a slice and a constant."""
-    slice, carry, other = (Value(TensorType(x.dtype, x.shape[1:]), name=name) for name in ("x", "c", "w"))
+    """A loop along the first axis, whose step is a random graph of one or two carries, a slice and a constant."""
+    carries = [Value(TensorType(x.dtype, x.shape[1:]), name=f"c{n}") for n in range(draw(st.integers(1, 2)))]
+    slice, other = (Value(TensorType(x.dtype, x.shape[1:]), name=name) for name in "xw")
     seen = [v for v in values if v.shape == slice.shape]
-    inner: list[Value] = [carry, slice, *([other] if seen else [])]
+    inner: list[Value] = [*carries, slice, *([other] if seen else [])]
     for _ in range(draw(st.integers(1, 4))):
         inner.append(draw(_step(inner)))
-    same = [v for v in inner if v.shape == slice.shape]
-    following = ops.tanh(ops.add(draw(st.sampled_from(same)), draw(st.sampled_from(same))))
+    same = st.sampled_from([v for v in inner if v.shape == slice.shape])
+    next = [(c, draw(same) if draw(st.booleans()) else ops.tanh(ops.add(draw(same), draw(same)))) for c in carries]
     results = draw(st.lists(st.sampled_from(inner), max_size=3))
-    body = build("step", [slice, *([other] if seen else [])], results, [(carry, following)])
+    body = build("step", [slice, *([other] if seen else [])], results, next)
     constants = [draw(st.sampled_from(seen))] if seen else []
-    first = draw(st.sampled_from(seen)) if seen else ops.reduce_max(x, axes=(0,))
-    node = ops.scan([first], [x], constants, length=x.shape[0], body=body, reverse=draw(st.booleans()))
+    first = [draw(st.sampled_from(seen)) if seen else ops.reduce_max(x, axes=(0,)) for _ in carries]
+    node = ops.scan(first, [x], constants, length=x.shape[0], body=body, reverse=draw(st.booleans()))
     return draw(st.sampled_from(node.outputs))
 
 

@@ -11,6 +11,7 @@ constants, what is saved) is computed again; nothing else is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from graphc import ops
 from graphc.autodiff.sums import Sums
@@ -41,11 +42,27 @@ def _moving(body: Graph, given: Iterable[Value]) -> list[Value]:
         found |= more
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Carry:
+    """A carry of the backward scan: its first value outside, its name in the step, and what it becomes there."""
+
+    first: Value
+    state: Value
+    following: Value
+
+
+def _accumulator(value: Value) -> _Carry:
+    """The sum of a value of the step so far."""
+    total = Value(value.type)
+    return _Carry(ops.full_like(value, 0), total, ops.add(total, value))
+
+
 class _Gradient:
     """The backward scan of one node. Its step is found as graph on values of the forward step, and only then closed.
 
     given    results that have a cotangent: (value of the step, its cotangent there, the stack of cotangents)
     carried  carries, and their cotangents in the backward step
+    forward  what the forward step computes, and its carries
     live     the carries whose cotangent is not zero in all steps
     pulled   the cotangents of the step's parameters
     """
@@ -61,6 +78,7 @@ class _Gradient:
         results = zip(self.body.outputs, parts.stacks, strict=True)
         self.given = [(value, Value(value.type), cotangents[y]) for value, y in results if y in cotangents]
         self.carried = {state: Value(state.type) for state in self.body.state if state in wrt}
+        self.forward = {value for node in self.body.nodes for value in node.outputs} | set(self.body.state)
         self.live, self.pulled = self._pull(wrt, pull)
 
     def _pull(self, wrt: Sequence[Value], pull: Pull) -> tuple[list[Value], dict[Value, Value]]:
@@ -79,47 +97,58 @@ class _Gradient:
     def shares(self) -> Shares:
         pulled, outer = self.pulled, self.outer
         sums = self._sums()
-        totals = [(value, sums.of(pulled[value])) for value in self.constants if value in pulled]
-        forward = {value for node in self.body.nodes for value in node.outputs} | set(self.body.state)
+        totals = [(outer[value], sums.of(pulled[value])) for value in self.constants if value in pulled]
         sliced = [value for value in self.sliced if value in pulled]
-        made = [value for value in sums.stacks if value not in forward]
-        accumulators = {value: Value(value.type) for value in sums.sums}
-        following = [pulled.get(state) or ops.full_like(state, 0) for state in self.live]
-        following += [ops.add(sum, value) for value, sum in accumulators.items()]
-        wanted = [*(pulled[value] for value in sliced), *made, *following]
-        saved = self._save([*self._needed(wanted, forward), *(value for value in sums.stacks if value in forward)])
+        made = [value for value in sums.stacks if value not in self.forward]
+        results = [*(pulled[value] for value in sliced), *made]
+        carries = [*map(self._carry, self.live), *map(_accumulator, sums.sums)]
+        needed = self._needed([*results, *(carry.following for carry in carries)])
+        saved = self._save([*needed, *(value for value in sums.stacks if value in self.forward)])
+        finals, stacks = self._backward(carries, results, saved)
 
-        inside = {value: Value(value.type) for value in (*self.sliced, *saved, *self.constants)}
-        stacks = [(inside[value], stack) for value, stack in [*((v, outer[v]) for v in self.sliced), *saved.items()]]
-        stacks += [(inner, stack) for _, inner, stack in self.given]
-        constants = [(inside[value], outer[value]) for value in self.constants]
-        results = substitute(wanted, inside)
-        used = {value for node in topological(results) for value in node.inputs}.union(results)
-        stacks, constants = ([pair for pair in pairs if pair[0] in used] for pairs in (stacks, constants))
-        state = [*(self.carried[carry] for carry in self.live), *accumulators.values()]
-        count = len(sliced) + len(made)
-        step = _step(
-            f"{self.body.name}.gradient",
-            [inner for inner, _ in stacks],
-            [inner for inner, _ in constants],
-            list(zip(state, results[count:], strict=True)),
-            results[:count],
-        )
-        init = [self.finals.get(carry) or ops.full_like(carry, 0) for carry in self.live]
-        init += [ops.full_like(value, 0) for value in accumulators]
-        xs, fixed = [stack for _, stack in stacks], [constant for _, constant in constants]
-        node = ops.scan(init, xs, fixed, length=self.length, body=step, reverse=not self.node.attrs["reverse"])
-        finals, tops = node.outputs[: len(state)], node.outputs[len(state) :]
-
-        found = {sums.sums[value]: final for value, final in zip(accumulators, finals[len(self.live) :], strict=True)}
-        found |= {sums.stacks[value]: top for value, top in zip(made, tops[len(sliced) :], strict=True)}
+        found = dict(zip(sums.sums.values(), finals[len(self.live) :], strict=True))
+        found |= {sums.stacks[value]: stack for value, stack in zip(made, stacks[len(sliced) :], strict=True)}
         found |= {sums.stacks[value]: stack for value, stack in saved.items() if value in sums.stacks}
         outside = substitute([total for _, total in totals], found)
         return [
-            *((outer[carry], final) for carry, final in zip(self.live, finals)),
-            *((outer[value], top) for value, top in zip(sliced, tops)),
-            *((outer[value], total) for (value, _), total in zip(totals, outside, strict=True)),
+            *((outer[state], final) for state, final in zip(self.live, finals)),
+            *((outer[value], stack) for value, stack in zip(sliced, stacks)),
+            *((operand, total) for (operand, _), total in zip(totals, outside, strict=True)),
         ]
+
+    def _carry(self, state: Value) -> _Carry:
+        """The cotangent of a carry: after the last step what comes from outside."""
+        first = self.finals.get(state) or ops.full_like(state, 0)
+        return _Carry(first, self.carried[state], self.pulled.get(state) or ops.full_like(state, 0))
+
+    def _backward(
+        self, carries: Sequence[_Carry], results: Sequence[Value], saved: Mapping[Value, Value]
+    ) -> tuple[Sequence[Value], Sequence[Value]]:
+        """The finals and the stacked results of the backward scan, which is given what of all this it reads."""
+        inside = {value: Value(value.type) for value in (*self.sliced, *saved, *self.constants)}
+        xs = [(inside[value], self.outer[value]) for value in self.sliced]
+        xs += [(inside[value], stack) for value, stack in saved.items()]
+        xs += [(inner, stack) for _, inner, stack in self.given]
+        constants = [(inside[value], self.outer[value]) for value in self.constants]
+        found = substitute([*results, *(carry.following for carry in carries)], inside)
+        used = {value for node in topological(found) for value in node.inputs}.union(found)
+        xs, constants = ([pair for pair in pairs if pair[0] in used] for pairs in (xs, constants))
+        step = _step(
+            f"{self.body.name}.gradient",
+            [inner for inner, _ in xs],
+            [inner for inner, _ in constants],
+            list(zip((carry.state for carry in carries), found[len(results) :], strict=True)),
+            found[: len(results)],
+        )
+        node = ops.scan(
+            [carry.first for carry in carries],
+            [stack for _, stack in xs],
+            [constant for _, constant in constants],
+            length=self.length,
+            body=step,
+            reverse=not self.node.attrs["reverse"],
+        )
+        return node.outputs[: len(carries)], node.outputs[len(carries) :]
 
     def _sums(self) -> Sums:
         inner = [cotangent for _, cotangent, _ in self.given]
@@ -131,9 +160,9 @@ class _Gradient:
         stored = [*self.body.outputs, *self.body.state, *(self.pulled[v] for v in self.sliced if v in self.pulled)]
         return Sums(self.length, varying, known, stored, constants)
 
-    def _needed(self, wanted: Sequence[Value], forward: set[Value]) -> list[Value]:
+    def _needed(self, wanted: Sequence[Value]) -> list[Value]:
         """The values of the forward step to save: those from which the wanted ones can be computed again cheaply."""
-        body = self.body
+        body, forward = self.body, self.forward
         reads = {v for node in topological(wanted, known=forward) for v in node.inputs}.union(wanted)
         needed = reads & forward
         for node in reversed(body.nodes):

@@ -69,16 +69,16 @@ class _Merging:
             self._merge(nodes, inputs)
         return self.outputs[node]
 
-    def _merge(self, nodes: Sequence[Node], inputs: tuple[Value, ...]) -> None:
-        body = nodes[0].attrs["body"]
-        results = [_results_in(body, node.attrs["body"]) for node in nodes]
+    def _merge(self, group: Sequence[Node], inputs: tuple[Value, ...]) -> None:
+        first, body = group[0], group[0].attrs["body"]
+        results = [_results_in(body, node.attrs["body"]) for node in group]
         outputs = tuple(dict.fromkeys(value for found in results for value in found))
-        whole = Graph(body.name, body.inputs, body.state, (), outputs, body.next)
-        whole = Graph(body.name, body.inputs, body.state, topological(whole.results), outputs, body.next)
-        merged = make_node(nodes[0].op, inputs, {**nodes[0].attrs, "body": whole})
+        nodes = topological((*outputs, *(value for _, value in body.next)))
+        whole = Graph(body.name, body.inputs, body.state, nodes, outputs, body.next)
+        merged = make_node(first.op, inputs, {**first.attrs, "body": whole})
         carries = len(body.state)
         place = {value: merged.outputs[carries + number] for number, value in enumerate(outputs)}
-        for node, found in zip(nodes, results, strict=True):
+        for node, found in zip(group, results, strict=True):
             self.outputs[node] = (*merged.outputs[:carries], *(place[value] for value in found))
 
 
@@ -144,8 +144,9 @@ class _Slim:
         made = self._made()
         if made is self.node:
             return copy_node(self.node, self.inputs)
-        new = dict(zip((*self.live, *self.kept), made.outputs if made else (), strict=True))
-        finals, stacks = {v: new.pop(v) for v in self.live}, new
+        new, count = made.outputs if made else (), len(self.live)
+        finals = dict(zip(self.live, new[:count], strict=True))
+        stacks = dict(zip(self.kept, new[count:], strict=True))
         outputs = []
         for state, final in zip(self.body.state, self.parts.finals, strict=True):
             outputs.append(finals.get(state, self.outer.get(state, final)))
