@@ -99,3 +99,13 @@ def test_simplify_tries_no_rule_twice_on_a_node_that_has_not_changed(monkeypatch
         manager.PASSES["simplify"](graph)
     assert counts["copy_node"] > 3 * len(graph.nodes)  # sweeps
     assert counts["_rewritten"] < 0.75 * counts["copy_node"]
+
+
+def test_graphs_may_be_deep() -> None:
+    x = value = gx.placeholder("x", (4,))
+    for number in range(1500):
+        value = gx.tanh(value) if number % 2 else value * x
+    graph = gx.compile([x], [value, gx.sum(value)]).graph
+    fused, _ = manager.run(graph, pipeline.PASSES)
+    assert len(fused.nodes) < 50
+    assert len(pipeline.lower_kernels(fused, jit.host_target())) == len(fused.nodes)

@@ -57,16 +57,16 @@ def _unrolled(node: Node, inputs: tuple[Value, ...], known: dict[Any, bool]) -> 
 
 
 def _slides(value: Value, known: dict[Any, bool]) -> bool:
-    """Whether a value is computed from windows, element by element."""
-    node = value.node
-    if node is None:
-        return False
-    if node.op.name == "windows":
-        return True
-    if not isinstance(node.op.kind, Elementwise):
-        return False
-    if value not in known:
-        known[value] = any(_slides(operand, known) for operand in node.inputs)
+    """Whether a value is computed from windows, element by element. Iterative: depth is not limited."""
+    stack = [value]
+    while stack:
+        node = stack[-1].node
+        operands = node.inputs if node is not None and isinstance(node.op.kind, Elementwise) else ()
+        open = [operand for operand in operands if operand not in known]
+        stack += open
+        if not open:
+            windows = node is not None and node.op.name == "windows"
+            known[stack.pop()] = windows or any(known[operand] for operand in operands)
     return known[value]
 
 
