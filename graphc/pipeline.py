@@ -24,7 +24,7 @@ from graphc.loops.ir import Function, Loop, LoopKind
 from graphc.loops.lower import lower
 from graphc.loops.target import Target
 from graphc.passes import manager  # with all passes
-from graphc.plan import Plan, make
+from graphc.plan import Plan, make, shares_of
 from graphc.runtime.executable import Executable, symbols
 from graphc.runtime.team import available
 
@@ -36,6 +36,7 @@ PASSES = (
     "unroll",  # of what simplify would gather again
     "fold",  # simplify leaves constants side by side
     "cse",  # folding makes equal constants equal nodes
+    "tile_batch",  # of what is left to compute, and before the passes on loops: it makes one
     "hoist",  # before block_weights, which looks for what is constant in a loop
     "block_weights",  # of the products that fuse will meet
     "slim_scans",  # cse has made equal results one value, and the passes above have left operands that nobody reads
@@ -85,9 +86,10 @@ def build(graph: Graph, sizes: Mapping[str, int], threads: int | None = 1) -> Co
     if threads is None:
         threads = available() if manager.work(fused).operations >= WORTH_SHARING else 1
     functions = lower_kernels(fused, target)
-    if not any(map(is_divided, functions.values())):
+    shared = any(isinstance(node.op.kind, Scan) and shares_of(node, threads) > 1 for node in fused.nodes)
+    if not shared and not any(map(is_divided, functions.values())):
         threads = 1
-    plan = make(fused, {node: code.scratch_bytes(function) for node, function in functions.items()})
+    plan = make(fused, {node: code.scratch_bytes(function) for node, function in functions.items()}, threads)
     modules = code.emit_modules(plan, functions, target, threaded=threads > 1)
     compiled = compile_all(modules, symbols(threads), available())
     found = Compilation(stages, ledger, plan, functions, Executable(plan, functions, compiled, threads))

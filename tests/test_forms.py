@@ -109,9 +109,13 @@ def test_rows_may_overwrite_only_what_no_later_phase_reads() -> None:
     assert aliases([x], [ops.neg(x), rows(x)]) == [[False, True]]
 
 
-def test_a_row_value_never_overwrites_an_operand() -> None:
+def test_a_row_value_overwrites_only_an_operand_that_is_read_at_its_row() -> None:
     x, c = value(4, 8), value(4)
-    assert aliases([x, c], [ops.add(c, ops.reduce_sum(ops.mul(x, rows(x)), axes=(1,)))]) == [[False], [False]]
+    total = ops.reduce_sum(ops.mul(x, rows(x)), axes=(1,))
+    assert aliases([x, c], [ops.add(c, total)]) == [[False], [True]]
+    assert aliases([x, c], [ops.add(ops.reverse(c, axes=(0,)), total)]) == [[False], [False]]
+    later = ops.mul(rows(x), ops.broadcast(c, shape=(4, 8), axes=(0,)))
+    assert aliases([x, c], [ops.add(c, total), later]) == [[False, True], [True, False]]  # rows come first
 
 
 def test_an_update_may_overwrite_a_parameter_that_the_sweep_does_not_read() -> None:

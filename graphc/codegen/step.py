@@ -7,7 +7,8 @@
 
 A loop of the plan is a counted loop around a call of a function of its own, `i64 loop0(ptr table)`, which is made like
 the step, from the plan of the loop's step. Each thread fills a table on its own stack; from one round to the next the
-addresses of slices and results move on, and so do those of carries that are read back from results.
+addresses of slices and results move on, and so do those of carries that are read back from results. The rounds of a
+loop in shares (`plan.steps.Loop`) are divided among threads, each of which runs its own as a team of one.
 
 Checks come before any state is written (the planner's order), so a step that fails changes no state. Every thread
 runs the checks for itself: all of them leave at the same place.
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 
+from graphc.codegen import team
 from graphc.codegen.emit import ATTRIBUTES, BARRIER, add, returns_status
 from graphc.codegen.llvm import Body, Module
 from graphc.ir.graph import Node
@@ -242,11 +244,12 @@ class _Step:
         table = self.table(step, frame)
         body, emit = self.body, self.body.emit
         head, round, leave = (body.label(hint) for hint in ("head", "round", "leave"))
+        start, stop, team = self.rounds(step, frame)
         before = body.block
         body.void(f"br label %{head}")
         body.start(head)
-        number = body.phi("i64", ("0", before))
-        body.void(f"br i1 {emit(f'icmp slt i64 {number}, {frame.length}')}, label %{round}, label %{leave}")
+        number = body.phi("i64", (start, before))
+        body.void(f"br i1 {emit(f'icmp slt i64 {number}, {stop}')}, label %{round}, label %{leave}")
         body.start(round)
         place = emit(f"sub i64 {frame.length - 1}, {number}") if frame.is_reverse else number
         for entry, base, pitch in frame.moving():
@@ -257,12 +260,27 @@ class _Step:
             earlier = emit(f"{'add' if frame.is_reverse else 'sub'} i64 {place}, 1")
             stored = emit(f"getelementptr i8, ptr {base}, i64 {emit(f'mul i64 {earlier}, {pitch}')}")
             self.enter(table, frame.carry(carry), emit(f"select i1 {is_first}, ptr {first}, ptr {stored}"))
-        team = ", ptr %team, i64 %tid, i64 %threads" if self.threaded else ""
         emit(f"call i64 @{self.names[step.plan]}(ptr {table}{team})")
         body.add_incoming(number, emit(f"add i64 {number}, 1"), body.block)
         body.void(f"br label %{head}")
         body.start(leave)
+        if step.shares > 1:
+            self.meet()
         self.copy_bytes([self.last_copy(frame, carry, result) for carry, result in back.items()])
+
+    def rounds(self, step: Loop, frame: _Frame) -> tuple[str, str, str]:
+        """This thread's first round, the one behind its last, and the team that runs them: all, or itself alone."""
+        if step.shares == 1:
+            return "0", str(frame.length), ", ptr %team, i64 %tid, i64 %threads" if self.threaded else ""
+        emit = self.body.emit
+        following = emit("add i64 %tid, 1")
+        start, stop = (
+            emit(f"udiv i64 {emit(f'mul i64 {tid}, {frame.length}')}, %threads") for tid in ("%tid", following)
+        )
+        alone = emit(f"alloca [{team.BYTES} x i8], align 64")
+        self.body.void(f"store [{team.BYTES} x i8] zeroinitializer, ptr {alone}")
+        self.body.void(f"store i64 1, ptr {emit(f'getelementptr i8, ptr {alone}, i64 {team.THREADS}')}")
+        return start, stop, f", ptr {alone}, i64 0, i64 1"
 
     def table(self, step: Loop, frame: _Frame) -> str:
         """A table for a loop's function, with the addresses that stay the same."""
@@ -273,7 +291,11 @@ class _Step:
         for number, place in enumerate(step.constants):
             self.enter(table, plan.entry(Address(Base.CONSTANT, number)), self.address(place))
         if step.scratch is not None:
-            self.enter(table, plan.entry(Address(Base.ARENA)), self.address(step.scratch.address))
+            arena = self.address(step.scratch.address)
+            if step.shares > 1:
+                mine = self.body.emit(f"mul i64 %tid, {aligned(plan.arena_bytes)}")
+                arena = self.body.emit(f"getelementptr i8, ptr {arena}, i64 {mine}")
+            self.enter(table, plan.entry(Address(Base.ARENA)), arena)
         if self.timed:
             self.enter(table, plan.entries, self.counts)
         return table

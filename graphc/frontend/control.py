@@ -14,8 +14,8 @@ from graphc.errors import ArgumentError, DTypeError, ShapeError
 from graphc.frontend.tensor import Tensor, as_shape, constant, followers
 from graphc.ir import source
 from graphc.ir.dim import Dim
-from graphc.ir.graph import Graph, Node, Value, substitute, topological
-from graphc.ops.control import depending, invariants
+from graphc.ir.graph import Node, Value, substitute, topological
+from graphc.ops.control import depending
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -155,18 +155,14 @@ class _Loop:
         return [node for node in order if not varying.isdisjoint(node.outputs)]
 
     def _scan(self, following: Sequence[Value], results: Sequence[Value]) -> tuple[Value, ...]:
-        values = [*following, *results]
-        varying = depending(topological(values), (*self.inner, *self.stack_of))
-        constants = {value: Value(value.type) for value in invariants(values, varying)}
-        used = {value for node in topological(values) for value in node.inputs}.union(values)
-        stacks = {inner: stack for inner, stack in self.stack_of.items() if inner in used}
-        found = substitute(values, dict(constants))
-        for letter, parameters in (("c", self.inner), ("x", stacks), ("w", constants.values())):
-            for number, value in enumerate(parameters):
-                value.name = f"{letter}{number}"
-        next = tuple(zip(self.inner, found[: len(following)], strict=True))
-        outputs = tuple(found[len(following) :])
-        inputs = (*stacks, *constants.values())
-        body = Graph("step", inputs, tuple(self.inner), topological(found), outputs, next)
-        xs = list(stacks.values())
-        return ops.scan(self.carries, xs, constants, length=self.length, body=body, reverse=self.reverse).outputs
+        scan = ops.close(
+            "step",
+            self.carries,
+            self.inner,
+            self.stack_of,
+            following,
+            results,
+            length=self.length,
+            reverse=self.reverse,
+        )
+        return scan.outputs

@@ -24,6 +24,7 @@ from graphc.passes.forms import Map, Opaque, Rows, is_single_phase, lies_across
 BLOCK_COST = 64 * 1024  # scalar operations that are worth handing to another thread
 MOST_BLOCKS = 32
 WIDE_ROW, WIDE_SPACE = 256, 128 * 1024  # elements: from here on columns are summed a row at a time
+STREAMS = 32  # rows that are as well read side by side
 _SIMPLE = 1
 COSTS = dict.fromkeys(("div", "sqrt", "rsqrt", "floor_div", "mod"), 4) | dict.fromkeys(
     ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sigmoid", "erf", "pow"), 12
@@ -138,7 +139,9 @@ def choose(body: Graph, form: Map | Rows | Opaque, target: Target) -> Schedule:
 
 def _is_wide(body: Graph, form: Rows) -> bool:
     """Whether walking down columns would jump from page to page: long rows of memory, many of them."""
-    return is_single_phase(body, form) and form.space[-1] >= WIDE_ROW and math.prod(form.space) >= WIDE_SPACE
+    rows, size = math.prod(form.space[axis] for axis in form.axes), math.prod(form.space)
+    is_large = rows > STREAMS and form.space[-1] >= WIDE_ROW and size >= WIDE_SPACE
+    return is_large and is_single_phase(body, form)
 
 
 def lanes_of(body: Graph, target: Target) -> int:

@@ -5,7 +5,7 @@ A constructor takes `Value`s by position and attributes by keyword: `ops.reduce_
 
 from graphc.ops.call import kernel
 from graphc.ops.contraction import contract
-from graphc.ops.control import scan
+from graphc.ops.control import close, scan
 from graphc.ops.elementwise import (
     abs,
     add,
@@ -76,6 +76,7 @@ __all__ = [
     "broadcast",
     "ceil",
     "check_index",
+    "close",
     "concat",
     "constant",
     "contract",

@@ -11,12 +11,12 @@ stacked operand and then the constants, its outputs the step's results, which ar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from graphc.errors import ArgumentError, ShapeError
 from graphc.ir.dim import Dim
-from graphc.ir.graph import Graph, Node, Value, make_node
+from graphc.ir.graph import Graph, Node, Value, make_node, substitute, topological
 from graphc.ir.op import Generator, Movement, Op, Scan, register
 from graphc.ir.types import TensorType
 from graphc.ops.define import require_extents
@@ -77,6 +77,36 @@ def scan(
     """
     attrs = {"length": length, "slices": len(xs), "reverse": reverse, "body": body}
     return make_node(SCAN, (*init, *xs, *constants), attrs)
+
+
+def close(
+    name: str,
+    init: Sequence[Value],
+    carries: Sequence[Value],
+    stack_of: Mapping[Value, Value],
+    following: Sequence[Value],
+    results: Sequence[Value],
+    *,
+    length: Dim,
+    reverse: bool = False,
+) -> Node:
+    """The scan whose step has been built as graph on carries, slices of the stacks in `stack_of`, and values outside.
+
+    What it reads of these becomes its constants. `following`: the carries after a step.
+    """
+    values = [*following, *results]
+    varying = depending(topological(values), (*carries, *stack_of))
+    constants = {value: Value(value.type) for value in invariants(values, varying)}
+    used = {value for node in topological(values) for value in node.inputs}.union(values)
+    stacks = {inner: stack for inner, stack in stack_of.items() if inner in used}
+    found = substitute(values, dict(constants))
+    for letter, parameters in (("c", carries), ("x", stacks), ("w", constants.values())):
+        for number, value in enumerate(parameters):
+            value.name = f"{letter}{number}"
+    next = tuple(zip(carries, found[: len(following)], strict=True))
+    outputs = tuple(found[len(following) :])
+    body = Graph(name, (*stacks, *constants.values()), tuple(carries), topological(found), outputs, next)
+    return scan(init, list(stacks.values()), constants, length=length, body=body, reverse=reverse)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -10,6 +10,7 @@ from graphc.passes.manager import PASSES
 from graphc.passes.phases import split_phases
 from graphc.passes.scans import hoist, merge_scans, slim_scans
 from graphc.passes.simplify import simplify
+from graphc.passes.strips import tile_batch
 from graphc.passes.unroll import unroll
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "simplify",
     "slim_scans",
     "split_phases",
+    "tile_batch",
     "unroll",
 ]

@@ -331,7 +331,9 @@ def may_alias(node: Node, operand: int, output: int) -> bool:
         if any(level[value] > level[result] and _reached([value], source, barriers) for value in (*sweep, *inner)):
             return False
         sweep = [*sweep, *inner]
-    if not _covers(form, result):
+    if not _covers(form, result, range(len(form.space))) and not (
+        isinstance(form, Rows) and _covers(form, result, form.kept)
+    ):
         return False
     spot = flatten(_place_index(form, result), result.type.extents)
     return _reads_only_at([(value, _place_index(form, value)) for value in sweep], source, spot, barriers)
@@ -341,10 +343,10 @@ def _barriers(form: Rows | Contract) -> tuple[Node, ...]:
     return form.reductions if isinstance(form, Rows) else (form.contraction,)
 
 
-def _covers(form: Rows | Contract, value: Value) -> bool:
-    """Whether a value has one element for each element of the space."""
+def _covers(form: Rows | Contract, value: Value, axes: Iterable[int]) -> bool:
+    """Whether a value has one element for each point of some axes: of the space, or of K, which is written last."""
     placement = output_placement(form, value) or ()
-    return {axis for axis in placement if axis is not None} == {a for a, e in enumerate(form.space) if e > 1}
+    return {axis for axis in placement if axis is not None} == {axis for axis in axes if form.space[axis] > 1}
 
 
 def _place_index(form: Rows | Contract, value: Value) -> tuple[Index, ...]:

@@ -22,7 +22,20 @@ Invariants, checked by `verify`:
 from graphc.ir.memory import ALIGNMENT
 from graphc.plan.model import Plan
 from graphc.plan.planner import make
-from graphc.plan.steps import Address, Base, Call, Copy, Loop, Scratch, Slot
+from graphc.plan.steps import Address, Base, Call, Copy, Loop, Scratch, Slot, shares_of
 from graphc.plan.verify import verify
 
-__all__ = ["ALIGNMENT", "Address", "Base", "Call", "Copy", "Loop", "Plan", "Scratch", "Slot", "make", "verify"]
+__all__ = [
+    "ALIGNMENT",
+    "Address",
+    "Base",
+    "Call",
+    "Copy",
+    "Loop",
+    "Plan",
+    "Scratch",
+    "Slot",
+    "make",
+    "shares_of",
+    "verify",
+]

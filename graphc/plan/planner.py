@@ -11,7 +11,7 @@ from graphc.ir.op import Scan
 from graphc.plan.arena import Interval, live_bytes, place
 from graphc.plan.model import Plan
 from graphc.plan.order import orders
-from graphc.plan.steps import Address, Base, Call, Copy, Loop, Scratch, Slot, Step, aligned, step_graph
+from graphc.plan.steps import Address, Base, Call, Copy, Loop, Scratch, Slot, Step, aligned, shares_of, step_graph
 from graphc.plan.storage import Storages, checks, storages, viewed
 
 _EMPTY: Mapping[Node, int] = {}
@@ -43,17 +43,18 @@ class _Draft:
     live_bytes: tuple[int, ...]
 
 
-def make(graph: Graph, scratch: Mapping[Node, int] = _EMPTY) -> Plan:
-    """The plan of a graph without named dimensions. `scratch`: bytes that a call needs besides operands and results.
+def make(graph: Graph, scratch: Mapping[Node, int] = _EMPTY, threads: int = 1) -> Plan:
+    """The plan of a graph without named dimensions, for so many threads.
 
-    Raises ShapeError where a dimension is not a number.
+    `scratch`: bytes that a call needs besides operands and results. Raises ShapeError for a dimension that is a name.
     """
-    plans = {node: make(step_graph(node), scratch) for node in graph.nodes if isinstance(node.op.kind, Scan)}
-    scratch = {**scratch, **{node: plan.arena_bytes for node, plan in plans.items()}}
+    shares = {node: shares_of(node, threads) for node in graph.nodes if isinstance(node.op.kind, Scan)}
+    plans = {node: make(step_graph(node), scratch, threads if n == 1 else 1) for node, n in shares.items()}
+    scratch = {**scratch, **{node: n * aligned(plans[node].arena_bytes) for node, n in shares.items()}}
     found = storages(graph, (literal for plan in plans.values() for literal in plan.constants))
     drafts = [_draft(found, order, scratch) for order in orders(found)]
     draft = min(drafts, key=lambda draft: max(draft.live_bytes, default=0))
-    return _finish(found, draft, scratch, plans)
+    return _finish(found, draft, scratch, plans, shares)
 
 
 # Copies --------------------------------------------------------------------------------------------------------
@@ -167,7 +168,13 @@ def _written_over(found: Storages, node: Node, time: int, live: Mapping[Value, t
 # The plan ------------------------------------------------------------------------------------------------------
 
 
-def _finish(found: Storages, draft: _Draft, scratch: Mapping[Node, int], plans: Mapping[Node, Plan]) -> Plan:
+def _finish(
+    found: Storages,
+    draft: _Draft,
+    scratch: Mapping[Node, int],
+    plans: Mapping[Node, Plan],
+    shares: Mapping[Node, int],
+) -> Plan:
     offsets, arena_bytes = place(draft.intervals, max(draft.live_bytes, default=0))
 
     table = {literal.data: Address(Base.CONSTANT, index) for index, literal in enumerate(found.constants)}
@@ -187,7 +194,7 @@ def _finish(found: Storages, draft: _Draft, scratch: Mapping[Node, int], plans: 
         room = Scratch(in_arena(item), scratch[item]) if scratch.get(item, 0) else None
         if item in plans:
             constants = tuple(table[literal.data] for literal in plans[item].constants)
-            return Loop(item, operands, results, plans[item], constants, room)
+            return Loop(item, operands, results, plans[item], constants, room, shares[item])
         return Call(item, operands, results, room, checks(item))
 
     def slot(value: Value) -> Slot:

@@ -91,6 +91,9 @@ class Loop:
 
     The step finds slices and stacked results at their places in the operands and results, its carries in the final
     ones, which are first copied there. `constants` is where those of the step lie, and `scratch` holds its arena.
+
+    With one of `shares` all threads run each step together. With more each of so many threads runs steps of its own, in
+    an arena of its own: one after the other in `scratch`.
     """
 
     node: Node
@@ -99,9 +102,15 @@ class Loop:
     plan: Plan
     constants: tuple[Address, ...]
     scratch: Scratch | None = None
+    shares: int = 1
 
 
 Step = Call | Copy | Loop
+
+
+def shares_of(node: Node, threads: int) -> int:
+    """Into how many shares the steps of a scan are divided: without carries they are independent of each other."""
+    return threads if not node.attrs["body"].state and node.attrs["length"] >= threads else 1
 
 
 def read_back(body: Graph) -> Mapping[int, int]:

@@ -70,7 +70,8 @@ def _step(step: Step, names: Mapping[Value, str]) -> str:
 def _called(step: Call | Loop) -> str:
     attrs = step.node.attrs
     if isinstance(step, Loop):
-        return f"{attrs['length']} x {attrs['body'].name}"
+        shared = f" in {step.shares} shares" if step.shares > 1 else ""
+        return f"{attrs['length']} x {attrs['body'].name}{shared}"
     return str(attrs.get("name", step.node.op.name))
 
 

@@ -9,7 +9,8 @@ shared with the planner: what is a view, what is a check and what may be overwri
     result has exactly an operand's place and `may_alias` allows it;
  4. inputs and constants are never written, state not before the last check;
  5. the constants are the graph's literals;
- 6. the plan of a loop's step computes the step, finds its constants, and has room for its arena;
+ 6. the plan of a loop's step computes the step, finds its constants, and has room for its arena, for each of those that
+    run at once: only steps without carries do;
  7. at the end each output carries its value, each state its next value or the old one.
 """
 
@@ -24,7 +25,7 @@ from graphc.ir.memory import ALIGNMENT
 from graphc.ir.op import Scan
 from graphc.passes.forms import may_alias
 from graphc.plan.model import Plan
-from graphc.plan.steps import Address, Base, Call, Copy, Loop
+from graphc.plan.steps import Address, Base, Call, Copy, Loop, aligned
 
 Tag = Value | None
 Range = tuple[Base, int, int, int]  # memory, its number, first byte, byte behind the last
@@ -184,7 +185,9 @@ class _Simulation:
         found = [self.plan.constants[address.index].data for address in loop.constants]
         if found != [literal.data for literal in plan.constants]:
             raise VerifyError(f"the constants of {loop.node!r} lie elsewhere", loop.node.location)
-        if plan.arena_bytes > (loop.scratch.bytes if loop.scratch else 0):
+        if loop.shares > 1 and body.state:
+            raise VerifyError(f"the steps of {loop.node!r} depend on each other, but are shared", loop.node.location)
+        if aligned(plan.arena_bytes) * loop.shares > (loop.scratch.bytes if loop.scratch else 0):
             raise VerifyError(f"the step of {loop.node!r} has no room for its arena", loop.node.location)
 
     def _copy(self, copy: Copy, checks: set[Node]) -> None:

@@ -1,0 +1,198 @@
+"""Which values have one independent part for each example of a batch, and along which axis these lie.
+
+A value is *mapped* along an axis when its part number n there depends on part n of the operands alone, as in
+elementwise work, products with weights, and movements that leave the axis in its order. A *sum* adds the parts up: a
+reduction over the axis, a contraction whose letter it is, a scatter of mapped updates. What is made of sums, or by an
+op that has no rule here, is neither.
+
+An axis that joins others has the batch's outermost: its extent is a multiple of the batch's.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
+
+from graphc.ir.graph import Node, Value
+from graphc.ir.op import Contraction, Elementwise, Generator, Opaque, Reduction, Scan
+from graphc.ops.contraction import letters
+
+
+class Role(enum.Enum):
+    """What becomes of mapped operands, where that is no mapped value."""
+
+    SUM = enum.auto()
+    OTHER = enum.auto()
+
+
+Axes = Sequence[int | None]  # of the operands; None: not mapped
+Found = int | Role
+
+
+def rule(node: Node, axes: Axes) -> Found:
+    """The axis of the output of a node of which at least one operand is mapped."""
+    match node.op.kind:
+        case Elementwise():
+            return _same(node, axes)
+        case Contraction():
+            return _contract(node, axes)
+        case Reduction():
+            return _reduce(node, axes)
+        case Opaque():
+            return _OPAQUE.get(node.op.name, _other)(node, axes)
+        case Generator() | Scan():
+            return Role.OTHER
+        case _:
+            return _MOVEMENTS.get(node.op.name, _other)(node, axes)
+
+
+def _other(node: Node, axes: Axes) -> Found:
+    return Role.OTHER
+
+
+def _same(node: Node, axes: Axes) -> Found:
+    """One axis for all operands, which have one shape; those that are not mapped must be had in parts."""
+    found = {axis for axis in axes if axis is not None}
+    if len(found) > 1:
+        return Role.OTHER
+    (axis,) = found
+    fits = (known is not None or can_narrow(value, axis) for value, known in zip(node.inputs, axes, strict=True))
+    return axis if all(fits) else Role.OTHER
+
+
+def _contract(node: Node, axes: Axes) -> Found:
+    *parts, result = letters(node.attrs["spec"])
+    found = {part[axis] for part, axis in zip(parts, axes, strict=True) if axis is not None}
+    if len(found) > 1:
+        return Role.OTHER
+    (letter,) = found
+    if any(letter in part and axis is None for part, axis in zip(parts, axes, strict=True)):
+        return Role.OTHER
+    return result.index(letter) if letter in result else Role.SUM
+
+
+def _reduce(node: Node, axes: Axes) -> Found:
+    (axis,), reduced = axes, node.attrs["axes"]
+    assert axis is not None
+    if axis in reduced:
+        return Role.SUM if node.op.name == "reduce_sum" else Role.OTHER
+    return axis - len([other for other in reduced if other < axis])
+
+
+def _gather(node: Node, axes: Axes) -> Found:
+    of_data, of_indices = axes
+    axis: int = node.attrs["axis"]
+    if of_data is None and of_indices is not None:
+        return axis + of_indices
+    if of_indices is None and of_data is not None and of_data != axis:
+        return of_data if of_data < axis else of_data + node.inputs[1].type.rank - 1
+    return Role.OTHER
+
+
+def _scatter_add(node: Node, axes: Axes) -> Found:
+    (of_indices, of_updates), axis = axes, node.attrs["axis"]
+    is_sum = of_indices is not None and of_updates == axis + of_indices
+    return Role.SUM if is_sum else Role.OTHER
+
+
+_OPAQUE: dict[str, Callable[[Node, Axes], Found]] = {"gather": _gather, "scatter_add": _scatter_add}
+
+
+# Movements of one operand --------------------------------------------------------------------------------------
+
+
+def _reshape(node: Node, axes: Axes) -> Found:
+    """The axis with as many elements before it: there the batch is outermost, too."""
+    (axis,) = axes
+    assert axis is not None
+    before, after = node.inputs[0].type.extents, node.output.type.extents
+    outside = prod(before[:axis])
+    places = [place for place in range(len(after)) if prod(after[:place]) == outside and after[place] > 1]
+    return places[0] if places else Role.OTHER
+
+
+def _slice(node: Node, axes: Axes) -> Found:
+    (axis,), attrs = axes, node.attrs
+    assert axis is not None
+    whole = attrs["start"][axis] == 0 and attrs["stop"][axis] == node.inputs[0].shape[axis] and attrs["step"][axis] == 1
+    return axis if whole else Role.OTHER
+
+
+def _pad(node: Node, axes: Axes) -> Found:
+    (axis,) = axes
+    assert axis is not None
+    return Role.OTHER if any(node.attrs[name][axis] for name in ("low", "high", "interior")) else axis
+
+
+def _along_others(node: Node, axes: Axes) -> Found:
+    (axis,) = axes
+    assert axis is not None
+    return Role.OTHER if axis in node.attrs["axes"] else axis
+
+
+def _concat(node: Node, axes: Axes) -> Found:
+    found = _same(node, axes)
+    return Role.OTHER if found == node.attrs["axis"] else found
+
+
+def _transpose(node: Node, axes: Axes) -> Found:
+    (axis,) = axes
+    assert axis is not None
+    place: int = node.attrs["perm"].index(axis)
+    return place
+
+
+def _broadcast(node: Node, axes: Axes) -> Found:
+    (axis,) = axes
+    assert axis is not None
+    place: int = node.attrs["axes"][axis]
+    return place
+
+
+_MOVEMENTS: dict[str, Callable[[Node, Axes], Found]] = {
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "broadcast": _broadcast,
+    "slice": _slice,
+    "pad": _pad,
+    "reverse": _along_others,
+    "windows": _along_others,
+    "unwindows": _along_others,
+    "concat": _concat,
+}
+
+
+# Parts ---------------------------------------------------------------------------------------------------------
+
+_EXTENTS = {"reshape": "shape", "broadcast": "shape", "iota": "shape", "slice": "stop"}  # attributes that hold them
+
+
+def narrowed(node: Node, inputs: Iterable[Value], axis: int | None, parts: int) -> Value:
+    """The node on operands whose axes are one of `parts` as long; `axis`: the output's that is, too."""
+    attrs, name = dict(node.attrs), _EXTENTS.get(node.op.name)
+    if name is not None and axis is not None:
+        attrs[name] = tuple(n // parts if place == axis else n for place, n in enumerate(attrs[name]))
+    return Node(node.op, tuple(inputs), attrs, node.location).output
+
+
+def can_narrow(value: Value, axis: int) -> bool:
+    """Whether a value that is not mapped is the same in all parts of an axis, as it is repeated there."""
+    node = value.node
+    if node is None:
+        return False
+    if isinstance(node.op.kind, Elementwise):
+        return all(can_narrow(operand, axis) for operand in node.inputs)
+    if node.op.name == "broadcast":
+        (x,), axes = node.inputs, node.attrs["axes"]
+        return axis not in axes or x.shape[axes.index(axis)] == 1
+    return node.op.name == "iota" and node.attrs["axis"] != axis
+
+
+def narrow(value: Value, axis: int, parts: int) -> Value:
+    """One part of a value for which `can_narrow`."""
+    node = value.node
+    assert node is not None
+    deeper = isinstance(node.op.kind, Elementwise)
+    inputs = [narrow(operand, axis, parts) if deeper else operand for operand in node.inputs]
+    return narrowed(node, inputs, axis, parts)

@@ -1,0 +1,152 @@
+"""Batch tiling: the same results in strips, for any number of threads, in the memory of a strip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import graphc as gx
+from graphc import compare, nn, optim, pipeline, reference
+from graphc.ir.graph import Graph
+from graphc.ir.op import Scan
+from graphc.ir.verify import verify
+from graphc.passes import manager, strips
+from graphc.plan import verify as verify_plan
+from graphc.runtime.feeds import examples
+
+Array = np.ndarray[Any, Any]
+BATCH = 24
+
+
+@pytest.fixture(autouse=True)
+def small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strips of a few rows, whatever they cost."""
+    monkeypatch.setattr(strips, "FAR", 0)
+    monkeypatch.setattr(strips, "STRIP", 1024)
+    monkeypatch.setattr(strips, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(strips, "COST_NEAR", 0.0)
+
+
+def _loss(logits: gx.Tensor, label: gx.Tensor) -> gx.Tensor:
+    return nn.CrossEntropyLoss()(logits, label)
+
+
+def _mlp(x: gx.Tensor, label: gx.Tensor) -> gx.Tensor:
+    return _loss(nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 5))(gx.flatten(x, 1)), label[:, 0])
+
+
+def _cnn(x: gx.Tensor, label: gx.Tensor) -> gx.Tensor:
+    net = nn.Sequential(nn.Conv2d(1, 8, 2, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32, 5))
+    return _loss(net(x.reshape(x.shape[0], 1, 3, 4)), label[:, 0])
+
+
+def _tagger(x: gx.Tensor, label: gx.Tensor) -> gx.Tensor:
+    """Embedded tokens, attention over 3 places, a tag for each."""
+    places, head = nn.Embedding(3, 8), nn.Linear(8, 5)
+    tokens = nn.Embedding(5, 8)(label) + nn.Linear(4, 8)(gx.softmax(x, -1)) + places.weight
+    seen = gx.scaled_dot_product_attention(tokens, tokens, nn.LayerNorm(8)(tokens), is_causal=True)
+    return _loss(gx.flatten(head(seen), 0, 1), gx.flatten(label))
+
+
+NETWORKS: dict[str, Callable[[gx.Tensor, gx.Tensor], gx.Tensor]] = {"mlp": _mlp, "cnn": _cnn, "tagger": _tagger}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+def _step(name: str, threads: int = 1, mode: str = "native") -> gx.Function:
+    gx.manual_seed(0)
+    x, label = gx.placeholder("x", (BATCH, 3, 4)), gx.placeholder("label", (BATCH, 3), gx.int64)
+    loss = NETWORKS[name](x, label)
+    parameters = [state for state in gx.compile([x, label], loss).state if isinstance(state, gx.Parameter)]
+    return gx.compile([x, label], loss, updates=optim.SGD(parameters, 0.1).minimize(loss), threads=threads, mode=mode)
+
+
+def _feeds() -> tuple[Array, Array]:
+    random = np.random.default_rng(0)
+    return random.standard_normal((BATCH, 3, 4)).astype(np.float32), random.integers(0, 5, (BATCH, 3))
+
+
+def _loops(graph: Graph) -> list[Any]:
+    return [node for node in graph.nodes if isinstance(node.op.kind, Scan)]
+
+
+@every_network
+def test_a_step_in_strips_computes_the_step(name: str) -> None:
+    graph = _step(name).graph
+    before, _ = manager.run(graph, ("simplify", "fold", "cse"))
+    after, _ = manager.run(before, ("tile_batch",))
+    verify(after)
+    (shares,) = _loops(after)
+    (inner,) = _loops(shares.attrs["body"])
+    assert not shares.attrs["body"].state and shares.attrs["length"] * inner.attrs["length"] > 4
+    feeds = examples(before)
+    wanted, found = reference.run(before, feeds), reference.run(after, feeds)
+    for array, other in zip((*found[0], *found[1]), (*wanted[0], *wanted[1]), strict=True):
+        compare.require_close(array, other, before, name, scale=1.0)
+
+
+@every_network
+def test_steps_in_strips_have_the_same_bits_for_any_number_of_threads(name: str) -> None:
+    losses, weights = [], []
+    for threads in (1, 2, 3, 16, 17):
+        step = _step(name, threads)
+        losses.append([step(*_feeds()) for _ in range(3)])
+        weights.append([state.data.tobytes() for state in step.state])
+        plan = step.plan
+        verify_plan(plan.graph, plan)
+        (loop,) = plan.loops
+        assert loop.shares == (threads if loop.node.attrs["length"] >= threads else 1)
+    assert losses[1:] == losses[:-1] and weights[1:] == weights[:-1]
+    interpreted = _step(name, mode="interpret")
+    np.testing.assert_allclose([interpreted(*_feeds()) for _ in range(3)], losses[0], rtol=1e-5)
+
+
+def test_what_is_read_outside_is_whole_again() -> None:
+    x = gx.placeholder("x", (BATCH, 6))
+    w = gx.constant(np.random.default_rng(1).standard_normal((6, 7)).astype(np.float32))
+    product = x @ w
+    f = gx.compile([x], [gx.sum(product), product.T, product * 2])
+    array = np.random.default_rng(2).standard_normal((BATCH, 6)).astype(np.float32)
+    total, turned, _ = f(array)
+    assert _loops(f.compilation().stages["tile_batch"])
+    np.testing.assert_allclose(turned, (array @ w.value.node.attrs["value"].array).T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(total, turned.sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_of_a_batch_are_not_cut() -> None:
+    x = gx.placeholder("x", (BATCH, 6))
+    y = (x - gx.mean(x, 0)) @ gx.constant(np.ones((6, 4), np.float32))
+    f = gx.compile([x], gx.sum(y * y))
+    array = np.random.default_rng(2).standard_normal((BATCH, 6)).astype(np.float32)
+    wanted = np.square((array - array.mean(0)) @ np.ones((6, 4))).sum()
+    np.testing.assert_allclose(f(array), wanted, rtol=1e-4)
+
+
+def test_a_bad_label_in_any_strip_leaves_the_parameters() -> None:
+    step = _step("mlp", 2)
+    x, label = _feeds()
+    step(x, label)
+    before = [state.data.copy() for state in step.state]
+    label[-1] = 9
+    with pytest.raises(gx.errors.IndexRangeError):
+        step(x, label)
+    assert all(np.array_equal(a, state.data) for a, state in zip(before, step.state, strict=True))
+
+
+def test_a_step_takes_the_memory_of_a_strip(monkeypatch: pytest.MonkeyPatch) -> None:
+    def arena(far: int) -> int:
+        monkeypatch.setattr(strips, "FAR", far)
+        x = gx.placeholder("x", (960, 8))
+        h = gx.tanh(x @ gx.constant(np.ones((8, 64), np.float32)))
+        f = gx.compile([x], gx.sum(h * h @ gx.constant(np.ones((64, 64), np.float32))))
+        f(np.ones((960, 8), np.float32))
+        return f.plan.arena_bytes
+
+    monkeypatch.setattr(strips, "STRIP", 20_000)
+    assert arena(0) < arena(1 << 40) / 7
+
+
+def test_the_tiled_graph_is_the_pipelines() -> None:
+    assert "tile_batch" in pipeline.PASSES
