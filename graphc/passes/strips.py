@@ -28,7 +28,7 @@ STRIP = 1024 * 1024  # bytes of a strip's values: what the second-level cache of
 NEAR = 1024 * 1024  # bytes of sums that stay there beside
 COST_NEAR, COST_FAR = 0.1, 0.5  # of adding to a byte of a sum, in bytes to and from memory
 FEWEST_ROWS = 64  # of a strip: fewer keep no register tile busy
-SHARES = 16  # for threads to take
+SHARES = 8  # for threads to take
 
 
 @graph_pass
