@@ -26,6 +26,7 @@ def small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strips of a few rows, whatever they cost."""
     monkeypatch.setattr(strips, "FAR", 0)
     monkeypatch.setattr(strips, "STRIP", 1024)
+    monkeypatch.setattr(strips, "OVERSIZE", 1 << 30)
     monkeypatch.setattr(strips, "FEWEST_ROWS", 1)
     monkeypatch.setattr(strips, "COST_NEAR", 0.0)
 
@@ -144,7 +145,7 @@ def test_a_step_takes_the_memory_of_a_strip(monkeypatch: pytest.MonkeyPatch) -> 
         f(np.ones((960, 8), np.float32))
         return f.plan.arena_bytes
 
-    monkeypatch.setattr(strips, "STRIP", 20_000)
+    monkeypatch.setattr(strips, "STRIP", 16_000)
     assert arena(0) < arena(1 << 40) / 7
 
 

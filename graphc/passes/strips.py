@@ -15,16 +15,19 @@ the sums, which every strip adds to, are small compared with them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from graphc import ops
 from graphc.ir.graph import Graph, Node, Value, build, substitute
 from graphc.ir.op import Contraction, Elementwise, Opaque
 from graphc.ir.source import located
+from graphc.ops.contraction import letters
 from graphc.passes.manager import graph_pass
 from graphc.passes.mapped import Role, narrow, narrowed, rule
 
 FAR = 16 * 1024 * 1024  # bytes of values between inputs and sums that no cache is counted on to hold
 STRIP = 1024 * 1024  # bytes of a strip's values: what the second-level cache of a core holds
+OVERSIZE = 4  # times as large, a strip leaves that cache as a whole batch does
 NEAR = 1024 * 1024  # bytes of sums that stay there beside
 COST_NEAR, COST_FAR = 0.1, 0.5  # of adding to a byte of a sum, in bytes to and from memory
 FEWEST_ROWS = 64  # of a strip: fewer keep no register tile busy
@@ -118,7 +121,7 @@ class _Region:
         best = -(-(inner + sum(value.type.nbytes for value in self.sources)) // STRIP)
         cost = 2 * sums * (COST_NEAR if sums <= NEAR else COST_FAR)
         most = min(self.batch, self.batch * self._rows() // FEWEST_ROWS, int(inner / cost) if cost else self.batch)
-        counts = [n for n in range(2, min(most, 2 * best) + 1) if self.batch % n == 0]
+        counts = [n for n in range(max(2, best // OVERSIZE), min(most, 2 * best) + 1) if self.batch % n == 0]
         return min(counts, key=lambda n: (-_shares(n), abs(n - best)), default=1)
 
     def _is_stored(self, node: Node, wanted: set[Value]) -> bool:
@@ -127,9 +130,16 @@ class _Region:
         return is_mapped and isinstance(node.op.kind, Contraction | Opaque)
 
     def _rows(self) -> int:
-        """Rows of a product for each example."""
-        products = [v for v in self.axes if v.node is not None and isinstance(v.node.op.kind, Contraction)]
-        return min((v.type.extents[self.axes[v]] for v in products), default=self.batch) // self.batch
+        """The fewest rows for each example of a product with something that all examples share."""
+        found = []
+        for node in self.inside:
+            if node.output not in self.axes or not isinstance(node.op.kind, Contraction):
+                continue
+            *parts, result = letters(node.attrs["spec"])
+            mapped = [part for part, value in zip(parts, node.inputs, strict=True) if value in self.axes]
+            if len(mapped) == 1:
+                found.append(prod(n for c, n in zip(result, node.output.type.extents) if c in mapped[0]))
+        return min(found, default=self.batch) // self.batch
 
 
 def _before_checks(graph: Graph) -> set[Node]:
