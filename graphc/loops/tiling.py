@@ -28,8 +28,9 @@ MOST_ROWS = {1: 16, 2: 8, 3: 8}  # by vectors side by side; with more rows their
 MOST_VECTORS = 16
 MOST_SHARED = 4  # of a strip that many tiles read again: it should stay in the cache
 PAGES = 32  # that the processor can address at once
-PAGE_WALK = 8  # cycles to come to another page
-FROM_MEMORY = 4  # times as long where that page is in no cache
+PAGE_WALK = 1.0  # cycles to come to another page, which are mostly hidden
+ALIASED_WALK = 2.0  # the same where its lines compete with those of the page before
+FROM_MEMORY = 32  # times as long where that page is in no cache
 FAR_VECTOR = 0.3  # cycles that a vector of the panel adds when the panel does not stay in the first-level cache
 FROM_L2 = 2.5  # cycles for a vector that is not in the first-level cache
 STREAM, STREAMS = 1.0, 1.7  # the same for what is read once, in one stream or several: of one, more is fetched ahead
@@ -40,7 +41,8 @@ FOLD = 3  # cycles for the lanes of one dot product
 MOST_DOTS = 20  # side by side
 DEEPEST = 2048  # terms of a sum that are added without a break
 PIECE = 512  # terms between breaks
-FEWEST_ROWS = 48  # that make copying a panel worth while
+FEWEST_ROWS = 48  # that make narrow tiles worth while
+ROWS_TO_PACK = 96  # that make copying a panel worth while where its lines compete for the cache
 BLOCKS = 16  # that pack what they read: large ones
 MOST_PARTS = 8  # of a deep sum, added up side by side
 SLABS = 16 * 1024 * 1024  # bytes of partial sums
@@ -72,14 +74,15 @@ class _Choice:
         for cost, vectors, rows, unroll in (_dot_tiles if roles.dots else _tiles)(roles, lanes, itemsize, target):
             pack = PACK_NEVER if roles.dots else _packing(roles, rows, itemsize, target)
             broad = vectors * (1 if roles.dots else lanes)
-            parts, steps = _pieces(roles, pack, itemsize)
+            blocks = min(share(work), BLOCKS) if pack == PACK_EACH else share(work)
+            parts, steps = _pieces(roles, pack, broad, blocks, itemsize)
             schedule = ContractSchedule(
                 axis=axis,
                 lanes=lanes,
                 vectors=vectors,
                 rows=rows,
                 unroll=unroll,
-                blocks=min(share(work), BLOCKS) if pack == PACK_EACH else share(work),
+                blocks=blocks,
                 strip=_tall(roles, rows, roles.deep // (parts * steps) * itemsize, target),
                 parts=parts,
                 steps=steps,
@@ -119,7 +122,7 @@ def _page_walks(roles: Roles, operand: Operand, itemsize: int) -> float:
     pitch = abs(operand.stride(inner)) * itemsize
     if min(inner.extent, PIECE) * pitch <= PAGES * PAGE:
         return 0.0
-    return PAGE_WALK * min(1.0, pitch / PAGE) * (1.5 if _aliased(pitch) else 1.0)
+    return min(2.0, pitch / PAGE) * (ALIASED_WALK if _aliased(pitch) else PAGE_WALK)
 
 
 def _strips(roles: Roles, lanes: int, vectors: int, rows: int, walk: float, far: bool) -> float:
@@ -162,19 +165,22 @@ def _dot_tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[
 def _packing(roles: Roles, rows: int, itemsize: int, target: Target) -> int:
     """Whether and when to copy the panel.
 
-    Not where it is dense along the columns and small, or read by too few tiles of rows. Where each term of a deep sum
-    stands on another page of memory, strip by strip, which needs little room. Otherwise beforehand: when it is not
-    dense, or so large or so aligned that its lines compete for their place in the cache.
+    Not where it is dense along the columns and small, or read by too few tiles of rows: a processor fetches pages that
+    follow each other at a steady distance ahead, and copying costs more than that leaves to gain. Where the lines of a
+    deep sum compete for their place in the cache, or the rows are so many that each strip is fetched again and again,
+    strip by strip, which needs little room. Otherwise beforehand: when it is not dense, or so large or so aligned that
+    it does not stay in the cache.
     """
     if roles.cols is None or roles.panel is roles.left:
         return PACK_NEVER
-    stride = roles.panel.stride(roles.cols)
-    pitch = max((abs(roles.panel.stride(group)) for group in roles.depth), default=0) * itemsize
-    if stride == 1 and roles.deep * pitch > target.l2 // 2 and roles.height >= FEWEST_ROWS and _is_own(roles):
-        return PACK_EACH
-    if stride != 1:
+    if roles.panel.stride(roles.cols) != 1:
         return PACK_FIRST if roles.height > rows or roles.height >= 4 else PACK_NEVER
-    if any(_aliased(roles.panel.stride(group) * itemsize) for group in roles.depth):
+    pitches = [abs(roles.panel.stride(group)) * itemsize for group in roles.depth]
+    aliased = any(map(_aliased, pitches))
+    again = roles.height * min(roles.deep, DEEPEST) * itemsize > 2 * target.l2
+    if roles.deep * max(pitches, default=0) > target.l2 // 2 and _is_own(roles):
+        return PACK_EACH if again or (aliased and roles.height >= ROWS_TO_PACK) else PACK_NEVER
+    if aliased:
         return PACK_FIRST if roles.height >= 64 and roles.deep > 64 else PACK_NEVER
     return PACK_FIRST if itemsize * roles.deep * roles.width > target.l2 and roles.height >= 192 else PACK_NEVER
 
@@ -200,24 +206,29 @@ def _traffic(axes: Axes, roles: Roles, pack: int, broad: int, itemsize: int) -> 
     cost = SCATTER * points * scattered
     if roles.dots or cols is None:
         return cost
+    if roles.left.stride(cols) not in (0, 1):
+        cost += GATHER * points * roles.deep
     dense = roles.panel.stride(cols) == 1
     across = bool(roles.depth) and roles.panel.stride(roles.depth[-1]) == 1
     if pack:
         copy = COPY + FROM_MEMORY * _page_walks(roles, roles.panel, itemsize) / broad
         return cost + held * (copy if dense else COPY_ACROSS if across else GATHER)
-    both = roles.left.stride(cols) not in (0, 1)
-    tiles = roles.copies * roles.deep * roles.width
-    return cost + GATHER * (tiles * (not dense) + points * roles.deep * both)
+    return cost + GATHER * roles.copies * roles.deep * roles.width * (not dense)
 
 
-def _pieces(roles: Roles, pack: int, itemsize: int) -> tuple[int, int]:
-    """(parts, steps): how a deep sum is cut."""
+def _pieces(roles: Roles, pack: int, broad: int, blocks: int, itemsize: int) -> tuple[int, int]:
+    """(parts, steps): how a deep sum is cut.
+
+    Into parts where there are too few strips for the blocks, or too many terms for one sum. Into steps where what is
+    read should stay in the cache until all strips have been over it: panels of a block, and lines that compete.
+    """
     longest = max((group.extent for group in roles.depth), default=1)
     if pack == PACK_EACH:
-        parts = max(1, min(MOST_PARTS, roles.deep // PIECE, longest))
+        parts = max(1, min(MOST_PARTS, roles.deep // PIECE, longest, -(-blocks // -(-roles.width // broad))))
         return parts, max(1, min(round(roles.deep / parts / PIECE), longest // parts))
     if roles.deep <= DEEPEST or (roles.dots and roles.deep <= 16 * DEEPEST):
-        return 1, 1
+        aliased = not roles.dots and any(_aliased(roles.panel.stride(group) * itemsize) for group in roles.depth)
+        return 1, max(1, min(round(roles.deep / PIECE), longest)) if aliased and pack == PACK_NEVER else 1
     elements = roles.copies * roles.height * roles.width
     parts = max(1, min(MOST_PARTS, roles.deep // DEEPEST, SLABS // (itemsize * elements), longest))
     piece = PIECE * (16 if roles.dots else 1)
