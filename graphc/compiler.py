@@ -319,17 +319,14 @@ class Function:
         wanted, following = reference.run(compilation.stages["bind"], [*arrays, *before])
         found = compilation.executable(arrays, state)
         try:
-            self._require_close(compilation, [*found, *self._next(state)], [*wanted, *following])
+            names = [f"output {n}" for n in range(len(found))] + [s.name for s, _ in self.graph.next]
+            results = [*found, *self._next(state)], [*wanted, *following]
+            compare.require_all_close(names, *results, compilation.stages["bind"], [*arrays, *before])
         except Exception:
             self._commit(state, before)
             compare.require_equal_kernels(compilation.executable, [*arrays, *before])
             raise
         return found
-
-    def _require_close(self, compilation: Compilation, found: list[Array], wanted: list[Array]) -> None:
-        names = [f"output {n}" for n in range(len(self.graph.outputs))] + [s.name for s, _ in self.graph.next]
-        for name, array, other in zip(names, found, wanted, strict=True):
-            compare.require_close(array, other, compilation.stages["bind"], name)
 
     def _interpret(self, arrays: Sequence[Array], state: tuple[Array, ...]) -> list[Array]:
         sizes = sizes_of(self.graph.inputs, [array.shape for array in arrays])

@@ -75,12 +75,15 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Sequence[Array]]
 
 
 class Training:
-    """A network from seed 0, its compiled step and its data."""
+    """A network from seed 0, its compiled step and its data, or the first `batch` samples of it."""
 
-    def __init__(self, name: str, threads: int = 1) -> None:
+    def __init__(self, name: str, threads: int = 1, batch: int | None = None) -> None:
         make, data = NETWORKS[name]
         gx.manual_seed(0)
-        self.net, self.feeds = make(), tuple(data())
+        self.net, (samples, labels) = make(), data()
+        each = len(labels) // len(samples)
+        count = len(samples) if batch is None else batch
+        self.feeds = samples[:count], labels[: count * each]
         x, label = (gx.placeholder(n, a.shape, a.dtype) for n, a in zip(("x", "label"), self.feeds, strict=True))
         loss = nn.CrossEntropyLoss()(self.net(x), label)
         updates = optim.SGD(self.net.parameters(), lr=0.05, momentum=0.9).minimize(loss)

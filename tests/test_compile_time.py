@@ -109,3 +109,30 @@ def test_graphs_may_be_deep() -> None:
     fused, _ = manager.run(graph, pipeline.PASSES)
     assert len(fused.nodes) < 50
     assert len(pipeline.lower_kernels(fused, jit.host_target())) == len(fused.nodes)
+
+
+def test_a_deep_chain_and_its_gradient_are_fused_in_linear_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every link saves values for the gradient, so groups have as many neighbours as fuse allows them members."""
+    fuse: Any = module_of(manager.PASSES["fuse"])
+    looks, leaves = 0, fuse._Fusion._leaves
+
+    def counting(*args: Any) -> bool:
+        nonlocal looks
+        looks += 1
+        return bool(leaves(*args))
+
+    monkeypatch.setattr(fuse._Fusion, "_leaves", counting)
+    found = []
+    for links in (200, 400):
+        x = value = gx.placeholder("x", (64,))
+        for number in range(links):
+            value = gx.tanh(value) if number % 2 else value * x
+        loss = gx.sum(value)
+        graph = bind(gx.compile([x], [loss, *gx.grad(loss, [x])]).graph, {})
+        looks = 0
+        with counted(monkeypatch, fuse, "classify", "unit_of", "make_kernel") as joins:
+            manager.run(graph, pipeline.PASSES)
+        found.append(joins)
+        assert looks < 150 * len(graph.nodes)  # the members of a group are not looked at again for each neighbour
+    for name, count in found[0].items():
+        assert 1.7 * count < found[1][name] < 2.3 * count, name

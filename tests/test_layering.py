@@ -15,7 +15,7 @@ LAYERS = [
     ["settings"],
     ["ir"],
     ["ops"],
-    ["reference", "autodiff"],
+    ["reference", "rounding", "autodiff"],
     ["frontend", "passes"],
     ["plan"],
     ["loops"],

@@ -106,7 +106,9 @@ def test_movement_inside_a_map_reads_the_right_elements(shape: tuple[int, ...]) 
 
 def test_axes_that_all_operands_walk_together_become_one_loop() -> None:
     x, y = value((8, 64)), value((8, 64))
-    (loop,) = lower(build("f", [x, y], [ops.add(x, y)]), "f", AVX2).body
+    (block,) = lower(build("f", [x, y], [ops.add(x, y)]), "f", AVX2).body
+    assert isinstance(block, Loop)
+    (loop,) = block.body
     assert isinstance(loop, Loop) and loop.var.extent == 8 * 64 // 32
 
 
@@ -118,7 +120,9 @@ def test_blocks_of_a_map_do_not_depend_on_threads_and_are_parallel() -> None:
 
 def test_a_broadcast_row_scalar_is_computed_outside_the_vector_loop() -> None:
     x, b = value((4, 64)), value((4,))
-    (rows,) = lower(build("f", [x, b], [ops.add(x, along(ops.exp(b), (4, 64), 0))]), "f", AVX2).body
+    (block,) = lower(build("f", [x, b], [ops.add(x, along(ops.exp(b), (4, 64), 0))]), "f", AVX2).body
+    assert isinstance(block, Loop)
+    (rows,) = block.body
     assert isinstance(rows, Loop)
     assert [type(stmt).__name__ for stmt in rows.body] == ["Let", "Let", "Loop"]
 

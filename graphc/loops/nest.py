@@ -141,13 +141,15 @@ def block_length(count: int, wanted: int, step: int = 1) -> int:
 def shared(point: Point, count: int, length: int, body: Callable[[Index, Index, int], None]) -> int:
     """Cut `count` iterations into blocks of `length` that threads may share, and a last one with what is left over.
 
-    `body(block, first, length)` emits one block. Returns how many blocks there are with the last.
+    `body(block, first, length)` emits one block. Returns how many blocks there are with the last. One that is alone is
+    a loop, too: its locals end with it, so that one thread can run all of it.
     """
     number = count // length
-    with point.loop("b", number, LoopKind.PARALLEL) as block, point.section():
+    kind = LoopKind.PARALLEL if number > 1 else LoopKind.SERIAL
+    with point.loop("b", number, kind, keep=True) as block, point.section():
         body(block, block * length, length)
     left = count - number * length
     if left:
-        with point.section():
+        with point.loop("b", 1, keep=True), point.section():
             body(Index(number), Index(number * length), left)
     return number + bool(left)

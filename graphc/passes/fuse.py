@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from graphc.errors import PassError
 from graphc.ir.graph import Graph, Node, Value, build, copy_node, rebuild, topological
@@ -78,6 +79,20 @@ def _expand(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
 # Groups --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Traffic:
+    """What a group reads and makes: the values that others read too, and how many bytes nobody else does."""
+
+    reads: frozenset[Value] = frozenset()
+    made: frozenset[Value] = frozenset()
+    leaving: tuple[Value, ...] = ()
+    inner: int = 0
+
+    @staticmethod
+    def of(unit: Unit) -> _Traffic:
+        return _Traffic(frozenset(unit.reads), frozenset(unit.node.outputs), unit.node.outputs)
+
+
 class _Fusion:
     """The groups of one graph while they are being joined."""
 
@@ -98,6 +113,7 @@ class _Fusion:
                     successors[self.maker[value]].add(reader)
         self.groups = Partition(successors)
         self.forms = {v: self._form([v]) for v in range(len(self.units))}
+        self.traffic = {v: self._joined(_Traffic(), _Traffic.of(unit), {v}) for v, unit in enumerate(self.units)}
         self.queue: list[tuple[int, int, int, int, int, int]] = []
 
     def run(self) -> Graph:
@@ -144,7 +160,7 @@ class _Fusion:
 
     def _is_stored(self, group: int) -> bool:
         """Whether a result of a group is stored however the groups are joined along edges."""
-        outputs = self._outputs(self.groups.members[group])
+        outputs = self.traffic[group].leaving
         if not self.results.isdisjoint(outputs):
             return True
         readers = {self.groups.group_of[reader] for value in outputs for reader in self.readers[value]}
@@ -152,11 +168,9 @@ class _Fusion:
 
     def _vanishes(self, first: int, second: int) -> bool:
         """Whether all that the second group reads of the first is read by nobody else."""
-        members = self.groups.members
-        inside = {*members[first], *members[second]}
-        made = {value for member in members[first] for value in self.units[member].node.outputs}
-        reads = {value for member in members[second] for value in self.units[member].reads}
-        return not any(self._leaves(value, inside) for value in made & reads)
+        inside = {*self.groups.members[first], *self.groups.members[second]}
+        reads = self.traffic[second].reads
+        return not any(self._leaves(value, inside) for value in self.traffic[first].leaving if value in reads)
 
     def _join(self, first: int, second: int, saved: int) -> bool:
         if not self.groups.can_join(first, second):  # asked first: it costs less than classifying the union
@@ -165,10 +179,12 @@ class _Fusion:
         form = self._form(members)
         if form is None or self._walks_badly(members, form) or not self._pays(first, second, form, saved):
             return False
+        parts = self.traffic[first], self.traffic[second]
         group = self.groups.join(first, second)
         if group is None:
             return False
         self.forms[group] = form
+        self.traffic[group] = self._joined(*parts, set(self.groups.members[group]))
         self._offer([group])
         return True
 
@@ -219,16 +235,21 @@ class _Fusion:
         readers = self.readers.get(value, ())
         return value in self.results or len(readers) > len(inside) or not inside.issuperset(readers)
 
+    def _joined(self, one: _Traffic, other: _Traffic, inside: set[int]) -> _Traffic:
+        """What two groups, whose members are `inside`, read and make together."""
+        made = (*one.leaving, *other.leaving)
+        leaving = tuple(value for value in made if self._leaves(value, inside))
+        inner = sum(value.type.nbytes for value in set(made).difference(leaving))
+        return _Traffic(one.reads | other.reads, one.made | other.made, leaving, one.inner + other.inner + inner)
+
     def _saved(self, first: int, second: int) -> int:
         """Bytes that need not be stored or loaded once two groups are one."""
-        members = self.groups.members
-        inside = {*members[first], *members[second]}
-        reads = {value for member in members[second] for value in self.units[member].reads}
-        made = [value for member in members[first] for value in self.units[member].node.outputs]
-        shared = reads & {value for member in members[first] for value in self.units[member].reads}
-        shared.difference_update(made, (value for m in members[second] for value in self.units[m].node.outputs))
-        loads = sum(value.type.nbytes for value in (*shared, *made) if value in reads)
-        return loads + sum(value.type.nbytes for value in made if not self._leaves(value, inside))
+        producer, consumer = self.traffic[first], self.traffic[second]
+        inside = {*self.groups.members[first], *self.groups.members[second]}
+        shared = (producer.reads & consumer.reads) - producer.made - consumer.made
+        passed = [value for value in producer.leaving if value in consumer.reads]
+        gone = [value for value in passed if not self._leaves(value, inside)]
+        return producer.inner + sum(value.type.nbytes for value in (*shared, *passed, *gone))
 
     def _pays(self, first: int, second: int, form: Form, saved: int) -> bool:
         """Whether what is saved outweighs what must be computed more than once."""

@@ -98,11 +98,11 @@ def _run(options: argparse.Namespace) -> None:
         found = _native(graph, feeds) if options.mode == "native" or options.compare else _interpreted(graph, feeds)
         if options.compare:
             other = _interpreted(graph, feeds)
-            _require_close(found, other, graph, f"{file.name}")
+            _require_close(found, other, graph, feeds, f"{file.name}")
             first = first or other
             if len(first) != len(other):
                 raise MismatchError(f"{file.name} has {len(other)} results, {options.files[0].name} {len(first)}")
-            _require_close(other, first, graph, f"{file.name} against {options.files[0].name}")
+            _require_close(other, first, graph, feeds, f"{file.name} against {options.files[0].name}")
             print(f"{file.name}: native and interpreted agree")
         else:
             _show(graph, found)
@@ -173,9 +173,10 @@ def _names(graph: Graph) -> list[str]:
     return [*(f"output {n}" for n in range(len(graph.outputs))), *(f"next %{state.name}" for state, _ in graph.next)]
 
 
-def _require_close(found: Sequence[Array], wanted: Sequence[Array], graph: Graph, what: str) -> None:
-    for name, array, other in zip(_names(graph), found, wanted, strict=True):
-        compare.require_close(array, other, graph, f"{what}, {name}")
+def _require_close(
+    found: Sequence[Array], wanted: Sequence[Array], graph: Graph, feeds: Sequence[Array], what: str
+) -> None:
+    compare.require_all_close([f"{what}, {name}" for name in _names(graph)], found, wanted, graph, feeds)
 
 
 def _show(graph: Graph, results: Sequence[Array]) -> None:
