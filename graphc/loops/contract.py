@@ -24,7 +24,7 @@ from math import prod
 
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.index import ZERO, Condition, Index, flatten, unflatten
-from graphc.loops.ir import Buffer, Const, Function, Load, LoopKind, Space
+from graphc.loops.ir import Buffer, Function, Load, LoopKind, Space
 from graphc.loops.nest import Group, blocks, identity, leading, size, spread, walk
 from graphc.loops.pack import Prepare, block_panels, computed, in_place, panels
 from graphc.loops.point import Point, always, location, parameters
@@ -107,7 +107,7 @@ class _Kernel:
     def nothing(self, results: Mapping[Value, Buffer]) -> None:
         """A product without terms, or without elements."""
         if 0 not in self.form.space:
-            self.tiles(results, lambda acc, tile: self.clear(acc, tile))
+            self.tiles(results, self.multiplier.clear)
 
     def something(self, results: Mapping[Value, Buffer]) -> None:
         """Operands, then tiles; with several pieces of the depth first their sums, then the tiles."""
@@ -214,7 +214,7 @@ class _Kernel:
 
                 def extend(tile: Tile) -> None:
                     acc = self.point.local("acc", self.result.dtype, tile.size)
-                    self.clear(acc, tile)
+                    self.multiplier.clear(acc, tile)
                     if steps > 1:
                         with self.point.when((Condition(step - 1),)):
                             self.take(acc, tile, slabs, part)
@@ -288,13 +288,9 @@ class _Kernel:
         """The current point's position in the result."""
         return flatten(identity(self.form.space), self.form.space)
 
-    def clear(self, acc: Buffer, tile: Tile) -> None:
-        zero = Const(0.0 if acc.dtype.is_float else 0, acc.dtype)
-        self.multiplier.each(tile, lambda row, column, _: self.point.store(acc, row * tile.slots + column, zero))
-
     def multiply(self, acc: Buffer, tile: Tile, factors: Factors, piece: Index) -> None:
         """The tile's sums."""
-        self.clear(acc, tile)
+        self.multiplier.clear(acc, tile)
         self.multiplier.add_products(acc, tile, factors, piece)
 
     def take(self, acc: Buffer, tile: Tile, slabs: Buffer, part: Index) -> None:

@@ -20,7 +20,7 @@ from graphc.loops.point import Point, location
 from graphc.loops.roles import Operand, Roles
 from graphc.loops.schedule import ContractSchedule, MapSchedule
 
-LINE = 16  # elements along the depth that are copied together where the depth is dense and no square fits
+LINE = 16  # elements along the depth that are copied together where the depth is dense and there are no vectors
 
 Element = Callable[[Index, int, Index], Expr]  # of the current point, in a strip (its first column, width), in a piece
 Strips = Callable[[Callable[[Index, int], None]], None]  # calls its argument for each strip of a block
@@ -178,43 +178,48 @@ def _transposed(
     load: Callable[[Index], Expr],
     store: Callable[[Index, Expr], None],
 ) -> None:
-    """Squares of `side` columns and places along the depth, in vectors; what is left over line by line.
+    """Squares of `side` columns and places along the depth, in vectors, with masks at the edges.
 
-    Either way each line of the source is read once, however few of them the cache can hold at a time.
+    Each line of the source is read once, however few of them the cache can hold at a time.
     """
     *outer, (inner, start, extent) = spans
-    squares = wide // side if side > 1 else 0
-    tall = side if squares else LINE
 
-    def square(column: Index, k: Index) -> None:
+    def square(column: Index, columns: int, k: Index, length: int) -> None:
         elements = point.local("square", dtype, side, side)
         with (
-            point.loop("v", side, LoopKind.VECTOR, side) as lane,
-            point.loop("u", side, LoopKind.UNROLLED) as row,
+            point.loop("v", length, LoopKind.VECTOR, side) as lane,
+            point.loop("u", columns, LoopKind.UNROLLED) as row,
             point.where(inner.at(start + k + lane, variables)),
         ):
             point.store(elements, row * side + lane, load(column + row))
         point.transpose(elements)
         with (
-            point.loop("v", side, LoopKind.VECTOR, side) as lane,
-            point.loop("u", side, LoopKind.UNROLLED) as row,
+            point.loop("v", columns, LoopKind.VECTOR, side) as lane,
+            point.loop("u", length, LoopKind.UNROLLED) as row,
             point.where(inner.at(start + k + row, variables)),
         ):
             store(column + lane, point.load(elements, row * side + lane))
 
-    def line(columns: int, before: int, k: Index, length: int) -> None:
+    def line(columns: int, k: Index, length: int) -> None:
         with (
             point.loop("j", columns) as column,
             point.loop("u", length, LoopKind.UNROLLED) as number,
             point.where(inner.at(start + k + number, variables)),
         ):
-            store(column + before, load(column + before))
+            store(column, load(column))
 
+    def across(k: Index, length: int) -> None:
+        if side == 1:
+            line(wide, k, length)
+            return
+        with point.loop("j", wide // side) as column:
+            square(column * side, side, k, length)
+        if wide % side:
+            square(Index(wide // side * side), wide % side, k, length)
+
+    tall = side if side > 1 else LINE
     with _walk(point, outer, variables):
-        with point.loop("j", squares) as column, point.loop("k", extent // tall) as number:
-            square(column * side, number * tall)
-        if wide > squares * side:
-            with point.loop("k", extent // tall) as number:
-                line(wide - squares * side, squares * side, number * tall, tall)
+        with point.loop("k", extent // tall) as number:
+            across(number * tall, tall)
         if extent % tall:
-            line(wide, 0, Index(extent // tall * tall), extent % tall)
+            across(Index(extent // tall * tall), extent % tall)

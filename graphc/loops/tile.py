@@ -4,7 +4,8 @@
     dots       acc[row, column, k lane] += left[row, k vector] * panel[column, k vector], then the lanes are folded
 
 Invariants: a tile is a local buffer of `height` rows of `slots` elements, all of whose indices are constants once it is
-unrolled; every sum runs over k in order (dots: `lanes * unroll` of them side by side, then a fixed tree).
+unrolled; every sum runs over k in order (dots: `lanes * unroll` of them side by side, then a fixed tree). Lanes beyond the
+tile's width, in the last vector, are summed like the others and stored nowhere: a mask would cost a blend for each sum.
 """
 
 from __future__ import annotations
@@ -74,9 +75,9 @@ class Multiplier:
         with self.point.where(found):
             yield
 
-    def vectors(self, tile: Tile, body: Callable[[Index, Index], None]) -> None:
-        """`body(column of the tile, lane)` for each vector of columns, unrolled; the last may be masked."""
-        full, tail = divmod(tile.width, tile.lanes)
+    def vectors(self, tile: Tile, body: Callable[[Index, Index], None], *, whole: bool = False) -> None:
+        """`body(column of the tile, lane)` for each vector of columns, unrolled; the last may be masked, unless `whole`."""
+        full, tail = divmod(tile.slots if whole else tile.width, tile.lanes)
         for first, count, active in ((0, full, tile.lanes), (full, int(tail > 0), tail)):
             if count:
                 with (
@@ -99,12 +100,26 @@ class Multiplier:
 
     # Sums ----------------------------------------------------------------------------------------------------
 
+    def clear(self, acc: Buffer, tile: Tile) -> None:
+        """All sums of the tile are zero."""
+        self._clear(acc, tile, tile.height)
+
+    def _clear(self, buffer: Buffer, tile: Tile, rows: int) -> None:
+        zero = Const(0.0 if buffer.dtype.is_float else 0, buffer.dtype)
+
+        def down(column: Index, _: Index) -> None:
+            with self.point.loop("i", rows, LoopKind.UNROLLED) as row:
+                self.point.store(buffer, row * tile.slots + column, zero)
+
+        self.vectors(tile, down, whole=True)
+
     def add_products(self, acc: Buffer, tile: Tile, factors: Factors, piece: Index) -> None:
         """Add the products of one piece of the depth."""
         if self.roles.dots:
             self._dots(acc, tile, factors, piece)
             return
         point = self.point
+        whole = self.roles.left.stride(self.roles.cols) == 0  # else the left factor has no element for further lanes
 
         def load(column: Index, _: Index) -> None:
             with self.at(tile.row, tile.col + column):
@@ -118,9 +133,11 @@ class Multiplier:
 
         def element() -> None:
             """Row by row: then the vectors of the panel and one broadcast element stay in registers, not all rows'."""
+            if whole and tile.slots > tile.width:
+                self._clear(row_of_panel, tile, 1)
             self.vectors(tile, load)
             with point.loop("i", tile.height, LoopKind.UNROLLED) as row:
-                self.vectors(tile, lambda column, _: multiply(row, column))
+                self.vectors(tile, lambda column, _: multiply(row, column), whole=whole)
 
         def inner(groups: Sequence[Group], start: Index, length: int) -> None:
             first, *others = groups
