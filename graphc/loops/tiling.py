@@ -75,7 +75,7 @@ class _Choice:
             pack = PACK_NEVER if roles.dots else _packing(roles, rows, itemsize, target)
             broad = vectors * (1 if roles.dots else lanes)
             blocks = min(share(work), BLOCKS) if pack == PACK_EACH else share(work)
-            parts, steps = _pieces(roles, pack, broad, blocks, itemsize)
+            parts, steps = _pieces(roles, pack, broad, blocks, itemsize, target)
             schedule = ContractSchedule(
                 axis=axis,
                 lanes=lanes,
@@ -216,19 +216,22 @@ def _traffic(axes: Axes, roles: Roles, pack: int, broad: int, itemsize: int) -> 
     return cost + GATHER * roles.copies * roles.deep * roles.width * (not dense)
 
 
-def _pieces(roles: Roles, pack: int, broad: int, blocks: int, itemsize: int) -> tuple[int, int]:
+def _pieces(roles: Roles, pack: int, broad: int, blocks: int, itemsize: int, target: Target) -> tuple[int, int]:
     """(parts, steps): how a deep sum is cut.
 
     Into parts where there are too few strips for the blocks, or too many terms for one sum. Into steps where what is
-    read should stay in the cache until all strips have been over it: panels of a block, and lines that compete.
+    read should stay in the cache until all strips have been over it: panels of a block, lines that compete, and rows
+    that are more than the cache holds.
     """
     longest = max((group.extent for group in roles.depth), default=1)
     if pack == PACK_EACH:
         parts = max(1, min(MOST_PARTS, roles.deep // PIECE, longest, -(-blocks // -(-roles.width // broad))))
         return parts, max(1, min(round(roles.deep / parts / PIECE), longest // parts))
     if roles.deep <= DEEPEST or (roles.dots and roles.deep <= 16 * DEEPEST):
-        aliased = not roles.dots and any(_aliased(roles.panel.stride(group) * itemsize) for group in roles.depth)
-        return 1, max(1, min(round(roles.deep / PIECE), longest)) if aliased and pack == PACK_NEVER else 1
+        pitches = [abs(roles.panel.stride(group)) * itemsize for group in roles.depth]
+        leaves = any(map(_aliased, pitches)) or roles.deep * max(pitches, default=0) > target.l2
+        in_place = pack == PACK_NEVER and not roles.dots
+        return 1, max(1, min(round(roles.deep / PIECE), longest)) if in_place and leaves else 1
     elements = roles.copies * roles.height * roles.width
     parts = max(1, min(MOST_PARTS, roles.deep // DEEPEST, SLABS // (itemsize * elements), longest))
     piece = PIECE * (16 if roles.dots else 1)
