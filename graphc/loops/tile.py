@@ -102,14 +102,11 @@ class Multiplier:
 
     def clear(self, acc: Buffer, tile: Tile) -> None:
         """All sums of the tile are zero."""
-        self._clear(acc, tile, tile.height)
-
-    def _clear(self, buffer: Buffer, tile: Tile, rows: int) -> None:
-        zero = Const(0.0 if buffer.dtype.is_float else 0, buffer.dtype)
+        zero = Const(0.0 if acc.dtype.is_float else 0, acc.dtype)
 
         def down(column: Index, _: Index) -> None:
-            with self.point.loop("i", rows, LoopKind.UNROLLED) as row:
-                self.point.store(buffer, row * tile.slots + column, zero)
+            with self.point.loop("i", tile.height, LoopKind.UNROLLED) as row:
+                self.point.store(acc, row * tile.slots + column, zero)
 
         self.vectors(tile, down, whole=True)
 
@@ -122,20 +119,19 @@ class Multiplier:
         whole = self.roles.left.stride(self.roles.cols) == 0  # else the left factor has no element for further lanes
 
         def load(column: Index, _: Index) -> None:
+            inside = Condition(Index(tile.width - 1) - column)
             with self.at(tile.row, tile.col + column):
-                point.store(row_of_panel, column, factors.panel(tile.col, tile.width, piece))
+                point.store(row_of_panel, column, factors.panel(tile.col, tile.width, piece, (inside,)))
 
         def multiply(row: Index, column: Index) -> None:
             with self.at(tile.row + row, tile.col + column):
-                left, slot = factors.left(tile.col, tile.width, piece), row * tile.slots + column
+                left, slot = factors.left(tile.col, tile.width, piece, ()), row * tile.slots + column
                 sums = self.multiply_add(left, point.load(row_of_panel, column), point.load(acc, slot))
                 point.store(acc, slot, sums, self.location)
 
         def element() -> None:
             """Row by row: then the vectors of the panel and one broadcast element stay in registers, not all rows'."""
-            if whole and tile.slots > tile.width:
-                self._clear(row_of_panel, tile, 1)
-            self.vectors(tile, load)
+            self.vectors(tile, load, whole=whole)
             with point.loop("i", tile.height, LoopKind.UNROLLED) as row:
                 self.vectors(tile, lambda column, _: multiply(row, column), whole=whole)
 
@@ -186,7 +182,7 @@ class Multiplier:
 
         def multiply(slot: Index, row: Index, column: Index) -> None:
             place = (row * tile.width + column) * flight + slot
-            left, right = (factor(tile.col, tile.width, piece) for factor in (factors.left, factors.panel))
+            left, right = (factor(tile.col, tile.width, piece, ()) for factor in (factors.left, factors.panel))
             point.store(sums, place, self.multiply_add(left, right, point.load(sums, place)), self.location)
 
         def inner(groups: Sequence[Group], start: Index, length: int) -> None:
