@@ -18,8 +18,8 @@ from graphc.codegen import jit, team
 from graphc.codegen.emit import emit
 from graphc.codegen.step import emit_modules, scratch_bytes
 from graphc.errors import ArgumentError
-from graphc.ir.graph import Graph, build
-from graphc.ir.types import DType
+from graphc.ir.graph import Graph, Value, build
+from graphc.ir.types import DType, TensorType
 from graphc.loops import interpret, schedule, tiling
 from graphc.loops.lower import lower
 from graphc.loops.target import AARCH64, AVX512
@@ -192,6 +192,23 @@ def test_columns_that_fill_no_vector_cost_no_blend(form: str, dtype: DType, monk
     assert len(re.findall(r"\{%k\d\}", hot.text)) <= 1  # the load of what the last vector holds of the panel
     assert not re.search("blend|expand", hot.text)
     assert hot.stack == hot.stores == []
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_all_places_of_a_filter_share_each_vector(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile of one row of the filter would have three sums for each vector, too few for the latency."""
+    use("x86-64-v4", monkeypatch)
+    image, cotangent = Value(TensorType(DType.F32, (4, channels, 10, 10))), Value(TensorType(DType.F32, (4, 8, 8, 32)))
+    windows = ops.windows(image, axes=(2, 3), size=(3, 3), stride=(1, 1), dilation=(1, 1))
+    body = build("body", [cotangent, image], [ops.contract(cotangent, windows, spec="nyxo,ncyxij->ocij")])
+    processor = jit.host_target()
+    function = lower(body, "body", processor)
+    hot = hottest(jit.compile(emit(function, processor)).assembly())
+    assert len(hot.packed("zmm")) == len(hot.multiply_adds) == 9 * 32 // 16
+    assert hot.stack == hot.stores == []
+    feeds = [feed(x) for x in body.inputs]
+    (found,), (wanted,) = interpret.run(function, feeds), evaluate(body, feeds)[0]
+    np.testing.assert_allclose(found.reshape(wanted.shape), wanted, rtol=2e-5, atol=2e-4)  # sums of 256 products
 
 
 # Schedules -------------------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@
     dots       acc[row, column, k lane] += left[row, k vector] * panel[column, k vector], then the lanes are folded
 
 Invariants: a tile is a local buffer of `height` rows of `slots` elements, all of whose indices are constants once it is
-unrolled; every sum runs over k in order (dots: `lanes * unroll` of them side by side, then a fixed tree). Lanes beyond the
-tile's width, in the last vector, are summed like the others and stored nowhere: a mask would cost a blend for each sum.
+unrolled; every sum runs over k in order (dots: `lanes * unroll` of them side by side, then a fixed tree). Lanes beyond
+the tile's width, in the last vector, are summed like the others and stored nowhere: a mask would cost a blend each.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Multiplier:
             yield
 
     def vectors(self, tile: Tile, body: Callable[[Index, Index], None], *, whole: bool = False) -> None:
-        """`body(column of the tile, lane)` for each vector of columns, unrolled; the last may be masked, unless `whole`."""
+        """`body(column of the tile, lane)` for each vector of columns, unrolled; the last masked, unless `whole`."""
         full, tail = divmod(tile.slots if whole else tile.width, tile.lanes)
         for first, count, active in ((0, full, tile.lanes), (full, int(tail > 0), tail)):
             if count:
