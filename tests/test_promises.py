@@ -18,11 +18,11 @@ from graphc.codegen import jit, team
 from graphc.codegen.emit import emit
 from graphc.codegen.step import emit_modules, scratch_bytes
 from graphc.errors import ArgumentError
-from graphc.ir.graph import Graph, build
-from graphc.ir.types import DType
-from graphc.loops import interpret, tiling
+from graphc.ir.graph import Graph, Value, build
+from graphc.ir.types import DType, TensorType
+from graphc.loops import interpret, schedule, tiling
 from graphc.loops.lower import lower
-from graphc.loops.target import AARCH64
+from graphc.loops.target import AARCH64, AVX512
 from graphc.loops.verify import verify
 from graphc.passes import manager
 from graphc.passes.forms import Contract, classify
@@ -178,3 +178,64 @@ def test_spills_are_seen() -> None:
     chosen = tiling.choose(body, contract, processor)
     crowded = replace(chosen, rows=8, vectors=processor.registers // 4)
     assert hottest(jit.compile(emit(lower(body, "body", processor, crowded), processor)).assembly()).stack
+
+
+@every_product
+@every_float
+def test_columns_that_fill_no_vector_cost_no_blend(form: str, dtype: DType, monkeypatch: pytest.MonkeyPatch) -> None:
+    use("x86-64-v4", monkeypatch)
+    processor = jit.host_target()
+    body, contract = product(form, dtype, 64, 10, 64)
+    chosen = tiling.choose(body, contract, processor)
+    hot = hottest(jit.compile(emit(lower(body, "body", processor), processor)).assembly())
+    assert len(hot.packed("zmm")) == len(hot.multiply_adds) == chosen.rows * chosen.vectors
+    assert len(re.findall(r"\{%k\d\}", hot.text)) <= 1  # the load of what the last vector holds of the panel
+    assert not re.search("blend|expand", hot.text)
+    assert hot.stack == hot.stores == []
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_all_places_of_a_filter_share_each_vector(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile of one row of the filter would have three sums for each vector, too few for the latency."""
+    use("x86-64-v4", monkeypatch)
+    image, cotangent = Value(TensorType(DType.F32, (4, channels, 10, 10))), Value(TensorType(DType.F32, (4, 8, 8, 32)))
+    windows = ops.windows(image, axes=(2, 3), size=(3, 3), stride=(1, 1), dilation=(1, 1))
+    body = build("body", [cotangent, image], [ops.contract(cotangent, windows, spec="nyxo,ncyxij->ocij")])
+    processor = jit.host_target()
+    function = lower(body, "body", processor)
+    hot = hottest(jit.compile(emit(function, processor)).assembly())
+    assert len(hot.packed("zmm")) == len(hot.multiply_adds) == 9 * 32 // 16
+    assert hot.stack == hot.stores == []
+    feeds = [feed(x) for x in body.inputs]
+    (found,), (wanted,) = interpret.run(function, feeds), evaluate(body, feeds)[0]
+    np.testing.assert_allclose(found.reshape(wanted.shape), wanted, rtol=2e-5, atol=2e-4)  # sums of 256 products
+
+
+# Schedules -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "pack"),
+    [
+        ((64, 1760, 1760), schedule.PACK_NEVER),  # rows of the panel lie apart, but not in each other's place
+        ((64, 2048, 2048), schedule.PACK_NEVER),  # they compete, for too few tiles
+        ((256, 2048, 2048), schedule.PACK_EACH),
+        ((2048, 1760, 1760), schedule.PACK_EACH),  # each strip is fetched once for every part of the rows
+    ],
+)
+def test_a_dense_panel_is_packed_where_it_is_read_often(shape: tuple[int, int, int], pack: int) -> None:
+    assert tiling.choose(*product("nn", DType.F32, *shape), AVX512).pack == pack
+
+
+def test_a_deep_sum_is_cut_into_steps_where_its_lines_compete_for_the_cache() -> None:
+    assert tiling.choose(*product("nn", DType.F32, 32, 2048, 2048), AVX512).steps > 1
+    assert tiling.choose(*product("nn", DType.F32, 32, 2000, 2048), AVX512).steps == 1
+
+
+def test_matrices_times_vectors_side_by_side_are_dot_products() -> None:
+    """Vectors along the stack would gather every element of both operands."""
+    a, b = operands("zmk,zkn->zmn", {"z": 100, "m": 64, "n": 1, "k": 64})
+    body = build("body", [a, b], [ops.contract(a, b, spec="zmk,zkn->zmn")])
+    form = classify(body)
+    assert isinstance(form, Contract)
+    assert tiling.choose(body, form, AVX512).axis == 3

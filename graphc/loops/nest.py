@@ -19,14 +19,26 @@ UNROLLED_VECTORS = 8  # at most this many vectors of a rest are written out one 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Adjacent axes that every access walks as one: `extent` is their product, `variable` the innermost one."""
+    """Adjacent axes that every access walks as one: `extent` is their product, `variable` the innermost one.
+
+    Or, with `parts`, the product of several such groups, walked in row-major order.
+    """
 
     axes: tuple[int, ...]
     extent: int
     variable: Var
+    parts: tuple[Group, ...] = ()
+
+    @staticmethod
+    def product(parts: Sequence[Group]) -> Group:
+        """Those groups as one, the last innermost."""
+        axes = tuple(axis for part in parts for axis in part.axes)
+        return Group(axes, size(parts), parts[-1].variable, tuple(parts))
 
     def at(self, position: Index, variables: Mapping[int, Var]) -> dict[Var, Index]:
         """Index variables of the axes when the group stands at `position`."""
+        if self.parts:
+            return spread(self.parts, variables, position)
         return {variables[axis]: position if variables[axis] == self.variable else ZERO for axis in self.axes}
 
 

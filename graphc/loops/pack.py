@@ -22,7 +22,8 @@ from graphc.loops.schedule import ContractSchedule, MapSchedule
 
 LINE = 16  # elements along the depth that are copied together where the depth is dense and there are no vectors
 
-Element = Callable[[Index, int, Index], Expr]  # of the current point, in a strip (its first column, width), in a piece
+# Of the current point, in a strip (its first column, width), in a piece; zero where a condition fails.
+Element = Callable[[Index, int, Index, tuple[Condition, ...]], Expr]
 Strips = Callable[[Callable[[Index, int], None]], None]  # calls its argument for each strip of a block
 Prepare = Callable[[Strips, Index], None]  # makes the panels of a block's strips for a piece of the depth
 Span = tuple[Group, Index, int]  # a group, and the part of it that is walked: where it starts, and its length
@@ -39,7 +40,7 @@ def computed(point: Point, value: Value, schedule: ContractSchedule) -> Buffer:
 
 def in_place(point: Point, operand: Operand, buffer: Buffer) -> Element:
     """The operand read where its source lies."""
-    return lambda _first, _wide, _piece: point.load(buffer, operand.place)
+    return lambda _first, _wide, _piece, conditions: point.load(buffer, operand.place, conditions)
 
 
 def panels(point: Point, roles: Roles, source: Buffer, width: int, lanes: int) -> tuple[Buffer, Element]:
@@ -74,7 +75,7 @@ def panels(point: Point, roles: Roles, source: Buffer, width: int, lanes: int) -
             point.where(spread(batch, roles.variables, number)),
         ):
             fill(Index(full * width), tail)
-    return buffer, lambda first, wide, _piece: point.load(buffer, place(first, wide))
+    return buffer, lambda first, wide, _piece, conditions: point.load(buffer, place(first, wide), conditions)
 
 
 def block_panels(
@@ -114,7 +115,7 @@ def block_panels(
                 with point.when((Condition(piece - (pieces - 1), equal=True),)):
                     copy(Index(pieces * length), rest)
 
-        return lambda first, wide, piece: point.load(buffer, place(first, wide, piece)), fill
+        return lambda first, wide, piece, conditions: point.load(buffer, place(first, wide, piece), conditions), fill
 
     return buffer, of
 

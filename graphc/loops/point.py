@@ -151,9 +151,11 @@ class Point:
         """Rows and columns of a square local change places."""
         self.statements.append(Transpose(buffer))
 
-    def load(self, buffer: Buffer, index: Index) -> Expr:
-        """The element of a flat buffer."""
-        return self.let(Load(buffer, self._place(buffer, self._record(index))))
+    def load(self, buffer: Buffer, index: Index, conditions: tuple[Condition, ...] = ()) -> Expr:
+        """The element of a flat buffer; zero where a condition fails."""
+        zero = 0.0 if buffer.dtype.is_float else 0
+        live = tuple(c for c in map(self._substituted, conditions) if c.known is not True)
+        return self.let(Load(buffer, self._place(buffer, self._record(index)), live, zero if live else 0))
 
     def let(self, expr: Expr, location: Location | None = None) -> Expr:
         """Bind an expression in the outermost scope where it may stand."""

@@ -7,8 +7,9 @@ vectors to run along, and the others follow from it:
     along a summed letter          every element is a dot product; the panel's own longest letter is the columns
     along none                     scalars
 
-The longest letter that the panel lacks gives the *rows*: a tile reuses each panel vector for several of them. Other
-letters of the result are the *batch*, looped over outside; the summed ones are the *depth*.
+The longest letter that the panel lacks gives the *rows*: a tile reuses each panel vector for several of them. Where all
+of them are short (the places of a filter), several are the rows together, as many as one tile can hold. Other letters
+of the result are the *batch*, looped over outside; the summed ones are the *depth*.
 
 Invariants:
  1. neighbouring axes of one role that every access walks as one form one group;
@@ -17,7 +18,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -26,12 +27,13 @@ from graphc.ir.graph import Graph, Value
 from graphc.ir.index import ZERO, Index, Var, flatten, var
 from graphc.ir.op import Movement
 from graphc.loops.ir import Const
-from graphc.loops.nest import Group, axis_variables, collapse, identity
+from graphc.loops.nest import Group, axis_variables, collapse, identity, size
 from graphc.loops.point import Point, always, parameters
 from graphc.loops.sweep import accumulation_target
 from graphc.passes.forms import Contract, output_placement
 
 NO_AXIS = -1
+SHORT, MOST_TOGETHER = 8, 12  # rows: below this a tile starves; so many fit the registers of most processors
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -173,10 +175,23 @@ def assign(axes: Axes, axis: int) -> Roles:
     found = [*own, *others, *axes.groups(homes.get((True, True, True), ()))]
     longest = max(others, key=lambda g: (g.extent, g.axes), default=None) if dots else None
     cols = next((g for g in found if axis in g.axes), longest)
-    rows = max((g for g in own if g is not cols), key=lambda g: (g.extent, g.axes), default=None)
-    batch = sorted((g for g in found if g is not rows and g is not cols), key=lambda g: g.axes)
+    rows = _rows([g for g in own if g is not cols], together=not dots)
+    used = {cols, *((rows.parts or (rows,)) if rows else ())}
+    batch = sorted((g for g in found if g not in used), key=lambda g: g.axes)
     depth = sorted(axes.groups(homes.get((True, True, False), ())), key=lambda g: axis in g.axes)
     return Roles(axes.variables, tuple(batch), rows, cols, tuple(depth), left, panel, dots)
+
+
+def _rows(groups: Sequence[Group], *, together: bool) -> Group | None:
+    """The longest group; or short ones `together`, innermost first, as long as a tile holds them all."""
+    longest = max(groups, key=lambda g: (g.extent, g.axes), default=None)
+    if longest is None or longest.extent >= SHORT or not together:
+        return longest
+    parts: list[Group] = []
+    for group in sorted(groups, key=lambda g: g.axes, reverse=True):
+        if size([group, *parts]) <= MOST_TOGETHER:
+            parts.insert(0, group)
+    return Group.product(parts) if len(parts) > 1 and size(parts) > longest.extent else longest
 
 
 def _source(value: Value, index: tuple[Index, ...]) -> tuple[Value, Index]:

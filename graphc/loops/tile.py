@@ -4,8 +4,8 @@
     dots       acc[row, column, k lane] += left[row, k vector] * panel[column, k vector], then the lanes are folded
 
 Invariants: a tile is a local buffer of `height` rows of `slots` elements, all of whose indices are constants once it is
-unrolled; every sum runs over k in order (dots: `lanes * unroll` of them side by side, then a fixed tree). Lanes beyond the
-tile's width, in the last vector, are summed like the others and stored nowhere: a mask would cost a blend for each sum.
+unrolled; every sum runs over k in order (dots: `lanes * unroll` of them side by side, then a fixed tree). Lanes beyond
+the tile's width, in the last vector, are summed like the others and stored nowhere: a mask would cost a blend each.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Multiplier:
             yield
 
     def vectors(self, tile: Tile, body: Callable[[Index, Index], None], *, whole: bool = False) -> None:
-        """`body(column of the tile, lane)` for each vector of columns, unrolled; the last may be masked, unless `whole`."""
+        """`body(column of the tile, lane)` for each vector of columns, unrolled; the last masked, unless `whole`."""
         full, tail = divmod(tile.slots if whole else tile.width, tile.lanes)
         for first, count, active in ((0, full, tile.lanes), (full, int(tail > 0), tail)):
             if count:
@@ -102,14 +102,11 @@ class Multiplier:
 
     def clear(self, acc: Buffer, tile: Tile) -> None:
         """All sums of the tile are zero."""
-        self._clear(acc, tile, tile.height)
-
-    def _clear(self, buffer: Buffer, tile: Tile, rows: int) -> None:
-        zero = Const(0.0 if buffer.dtype.is_float else 0, buffer.dtype)
+        zero = Const(0.0 if acc.dtype.is_float else 0, acc.dtype)
 
         def down(column: Index, _: Index) -> None:
-            with self.point.loop("i", rows, LoopKind.UNROLLED) as row:
-                self.point.store(buffer, row * tile.slots + column, zero)
+            with self.point.loop("i", tile.height, LoopKind.UNROLLED) as row:
+                self.point.store(acc, row * tile.slots + column, zero)
 
         self.vectors(tile, down, whole=True)
 
@@ -122,20 +119,19 @@ class Multiplier:
         whole = self.roles.left.stride(self.roles.cols) == 0  # else the left factor has no element for further lanes
 
         def load(column: Index, _: Index) -> None:
+            inside = Condition(Index(tile.width - 1) - column)
             with self.at(tile.row, tile.col + column):
-                point.store(row_of_panel, column, factors.panel(tile.col, tile.width, piece))
+                point.store(row_of_panel, column, factors.panel(tile.col, tile.width, piece, (inside,)))
 
         def multiply(row: Index, column: Index) -> None:
             with self.at(tile.row + row, tile.col + column):
-                left, slot = factors.left(tile.col, tile.width, piece), row * tile.slots + column
+                left, slot = factors.left(tile.col, tile.width, piece, ()), row * tile.slots + column
                 sums = self.multiply_add(left, point.load(row_of_panel, column), point.load(acc, slot))
                 point.store(acc, slot, sums, self.location)
 
         def element() -> None:
             """Row by row: then the vectors of the panel and one broadcast element stay in registers, not all rows'."""
-            if whole and tile.slots > tile.width:
-                self._clear(row_of_panel, tile, 1)
-            self.vectors(tile, load)
+            self.vectors(tile, load, whole=whole)
             with point.loop("i", tile.height, LoopKind.UNROLLED) as row:
                 self.vectors(tile, lambda column, _: multiply(row, column), whole=whole)
 
@@ -186,7 +182,7 @@ class Multiplier:
 
         def multiply(slot: Index, row: Index, column: Index) -> None:
             place = (row * tile.width + column) * flight + slot
-            left, right = (factor(tile.col, tile.width, piece) for factor in (factors.left, factors.panel))
+            left, right = (factor(tile.col, tile.width, piece, ()) for factor in (factors.left, factors.panel))
             point.store(sums, place, self.multiply_add(left, right, point.load(sums, place)), self.location)
 
         def inner(groups: Sequence[Group], start: Index, length: int) -> None:

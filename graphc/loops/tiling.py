@@ -108,7 +108,8 @@ def _tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[Cost
         most = min(roles.height, room // vectors, beside, MOST_ROWS.get(vectors, 8))
         if _aliased(roles.left.stride(roles.rows) * itemsize):
             most = min(most, ASSOCIATIVE)
-        for rows in range(1, most + 1):
+        whole = roles.rows is not None and roles.rows.parts and roles.height <= min(room // vectors, beside)
+        for rows in (roles.height,) if whole else range(1, most + 1):  # of a product at constant places: any number
             far = min(roles.deep, PIECE) * vectors * lanes * itemsize > target.l1 // 2
             found.append((_strips(roles, lanes, vectors, rows, walk, far), vectors, rows, 1))
     return sorted(found)[:CANDIDATES]
