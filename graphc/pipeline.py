@@ -75,7 +75,10 @@ class Compilation:
         return {function.name: function for function in self.functions.values()}
 
 
-WORTH_SHARING = 5e6  # scalar operations of a step from which it is shared by all processors: some 50 µs of one
+# Seconds of a step on one processor from which all share it. Where another process keeps one of two processors busy, a
+# shared step of ten kernels loses some 0.25 ms: as much as it gains where both are free.
+WORTH_SHARING = 0.5e-3
+_OPERATIONS, _BYTES = 100e9, 20e9  # that one processor does and moves in a second, about
 
 
 def build(graph: Graph, sizes: Mapping[str, int], threads: int | None = 1) -> Compilation:
@@ -84,7 +87,7 @@ def build(graph: Graph, sizes: Mapping[str, int], threads: int | None = 1) -> Co
     stages = {"graph": graph, "bind": bind(graph, sizes)}
     fused, ledger = manager.run(stages["bind"], passes_for(stages["bind"]), observe=stages.__setitem__)
     if threads is None:
-        threads = available() if manager.work(fused).operations >= WORTH_SHARING else 1
+        threads = available() if _seconds(manager.work(fused)) >= WORTH_SHARING else 1
     functions = lower_kernels(fused, target)
     shared = any(isinstance(node.op.kind, Scan) and shares_of(node, threads) > 1 for node in fused.nodes)
     if not shared and not any(map(is_divided, functions.values())):
@@ -95,6 +98,11 @@ def build(graph: Graph, sizes: Mapping[str, int], threads: int | None = 1) -> Co
     found = Compilation(stages, ledger, plan, functions, Executable(plan, functions, compiled, threads))
     _report(found, "".join(f".{name}{size}" for name, size in sizes.items()))
     return found
+
+
+def _seconds(work: manager.Work) -> float:
+    """About how long one processor takes."""
+    return work.operations / _OPERATIONS + work.bytes / _BYTES
 
 
 def is_divided(function: Function) -> bool:

@@ -102,7 +102,8 @@ def test_a_step_compiles_for_aarch64(name: str) -> None:
 
 
 def test_the_team_compiles_for_aarch64() -> None:
-    assert re.search(r"^\thint\t|^\tyield$", aarch64(team.emit("aarch64")), re.MULTILINE)
+    for futex in (team.FUTEX["aarch64"], None):
+        assert re.search(r"^\thint\t|^\tyield$", aarch64(team.emit("aarch64", futex)), re.MULTILINE)
 
 
 PRODUCTS = {"nn": "mk,kn->mn", "nt": "mk,nk->mn", "tn": "km,kn->mn", "stacked": "bmk,bkn->bmn"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import platform
 import threading
 import time
 from typing import Any
@@ -12,7 +14,10 @@ import pytest
 
 import graphc as gx
 from graphc import nn, optim, testing
+from graphc.codegen.jit import compile
 from graphc.errors import ArgumentError, IndexRangeError
+from graphc.runtime import team
+from graphc.runtime.executable import symbols
 from graphc.runtime.team import available
 
 Array = np.ndarray[Any, Any]
@@ -97,6 +102,66 @@ def test_a_forked_process_starts_its_own_team() -> None:
         os.waitpid(child, 0)
         pytest.fail("the child hangs")
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+MEETING = """
+declare void @barrier(ptr)
+
+define i64 @meet(ptr %table, ptr %team, i64 %tid, i64 %threads) {
+entry:
+  %times = load i64, ptr %table
+  %place = getelementptr i64, ptr %table, i64 1
+  %work = load i64, ptr %place
+  %late = icmp ne i64 %tid, 0
+  %turns = select i1 %late, i64 %work, i64 1
+  br label %meeting
+meeting:
+  %count = phi i64 [ 0, %entry ], [ %more, %arrive ]
+  br label %busy
+busy:
+  %turn = phi i64 [ 0, %meeting ], [ %next, %busy ]
+  %ignored = load volatile i64, ptr %table
+  %next = add i64 %turn, 1
+  %on = icmp ult i64 %next, %turns
+  br i1 %on, label %busy, label %arrive
+arrive:
+  call void @barrier(ptr %team)
+  %more = add i64 %count, 1
+  %again = icmp ult i64 %more, %times
+  br i1 %again, label %meeting, label %done
+done:
+  ret i64 %more
+}
+"""  # all threads meet so many times; between two meetings all but the first look at memory so many times
+
+
+def meet(crew: team.Team, times: int, looks: int) -> int:
+    """Run MEETING; how many meetings there were."""
+    meeting = compile(MEETING, symbols(crew.threads))
+    table = np.array([times, looks], np.int64)
+    return crew.run(meeting.address("meet"), table.ctypes.data)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_more_threads_than_processors_meet_at_every_barrier(threads: int) -> None:
+    assert meet(team.Team(threads), 2000, 1) == 2000
+
+
+def test_barriers_that_cannot_sleep_offer_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Elsewhere")
+    monkeypatch.setattr(team, "machine_code", functools.cache(team.machine_code.__wrapped__))
+    assert meet(team.Team(3), 2000, 1) == 2000
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="threads sleep by a system call of Linux")
+def test_a_thread_that_waits_long_leaves_its_processor_to_others() -> None:
+    crew = team.Team(2)
+    meet(crew, 1, 1)
+    start, used = time.perf_counter(), time.thread_time()
+    meet(crew, 10, 20_000_000)
+    elapsed, used = time.perf_counter() - start, time.thread_time() - used
+    assert elapsed > 0.01
+    assert used < elapsed / 2
 
 
 def test_small_graphs_stay_on_one_thread_and_large_ones_use_all() -> None:

@@ -7,8 +7,12 @@
     void post(ptr team, ptr step, ptr table)        the next step
     i64  share(ptr team)                            thread 0's part of the posted step; its result
 
-A waiting thread spins on a counter, and offers its processor to others now and then. The team is a block of memory,
-each counter in a cache line of its own.
+The team is a block of memory, each counter in a cache line of its own. A thread that waits for work spins, and offers
+its processor to others now and then. One that waits at a barrier spins for about as long as it takes to sleep and be
+woken, which costs at most twice what the better of the two would (Karlin et al., "Empirical studies of competitive
+spinning for a shared-memory multiprocessor", 1991). Then it sleeps: where other processes leave the team less than a
+processor for each thread, the one that it waits for can have its own. After each sleep the next comes in half the time,
+from `LOOKS` looks down to `LEAST`, and then over again, since only who spins finds out that the others are gone.
 """
 
 from __future__ import annotations
@@ -16,11 +20,16 @@ from __future__ import annotations
 ARRIVED, GENERATION, THREADS, POSTED, STEP, TABLE = 0, 128, 256, 384, 512, 520
 BYTES = 640
 SPINS = 4096  # looks at a counter between two offers of the processor
-YIELD = "sched_yield"
+LOOKS, LEAST = 2048, 64  # at a barrier, before sleep: some 40 µs, and one
+YIELD, SYSTEM_CALL = "sched_yield", "syscall"
+FUTEX = {"x86_64": 202, "aarch64": 98}  # Linux's number of the system call
+_FUTEX_WAIT, _FUTEX_WAKE, _EVERYONE = 128, 129, 2**31 - 1  # both private to the process
 
 _FIELDS = {
     "arrived": ARRIVED,
     "generation": GENERATION,
+    "sleepers": GENERATION + 8,
+    "patience": GENERATION + 16,  # looks before the next sleep; 0 at first
     "threads": THREADS,
     "posted": POSTED,
     "step": STEP,
@@ -38,13 +47,45 @@ PAUSE = {  # the intrinsic that tells a processor of a spin loop, and its argume
 }
 
 
-def emit(architecture: str) -> str:
-    """The module's text."""
+def _sleep(futex: int | None) -> str:
+    """`doze`: sleep while the low half of a counter is that of `seen`, or offer the processor; `rouse`: wake all."""
+    if futex is None:
+        return f"""define internal void @doze(ptr %counter, i64 %seen) {{
+entry:
+  %ignored = call i32 @{YIELD}()
+  ret void
+}}
+
+define internal void @rouse(ptr %counter) {{
+entry:
+  ret void
+}}"""
+    call = f"call i64 (i64, ...) @{SYSTEM_CALL}(i64 {futex}, ptr %counter"
+    return f"""declare i64 @{SYSTEM_CALL}(i64, ...)
+
+define internal void @doze(ptr %counter, i64 %seen) {{
+entry:
+  %low = trunc i64 %seen to i32
+  %ignored = {call}, i32 {_FUTEX_WAIT}, i32 %low, ptr null)
+  ret void
+}}
+
+define internal void @rouse(ptr %counter) {{
+entry:
+  %ignored = {call}, i32 {_FUTEX_WAKE}, i32 {_EVERYONE})
+  ret void
+}}"""
+
+
+def emit(architecture: str, futex: int | None = None) -> str:
+    """The module's text; `futex` is the number of the system call, None where there is none."""
     intrinsic = PAUSE.get(architecture)
     declaration = f"declare void @{intrinsic[0]}({intrinsic[1]})" if intrinsic else ""
     relax = f"  call void @{intrinsic[0]}({intrinsic[2]})" if intrinsic else ""
     return f"""declare i32 @{YIELD}()
 {declaration}
+
+{_sleep(futex)}
 
 define void @relax(i64 %count) alwaysinline {{
 entry:
@@ -63,6 +104,8 @@ define void @barrier(ptr %team) {{
 entry:
 {_field("arrived")}
 {_field("generation")}
+{_field("sleepers")}
+{_field("patience")}
 {_field("threads")}
   %before = load atomic i64, ptr %generation acquire, align 8
   %n = load i64, ptr %threads
@@ -72,16 +115,34 @@ entry:
   br i1 %last, label %open, label %wait
 open:
   store atomic i64 0, ptr %arrived monotonic, align 8
-  %ignored = atomicrmw add ptr %generation, i64 1 release
+  %ignored = atomicrmw add ptr %generation, i64 1 seq_cst
+  %asleep = load atomic i64, ptr %sleepers seq_cst, align 8
+  %some = icmp ne i64 %asleep, 0
+  br i1 %some, label %wake, label %done
+wake:
+  call void @rouse(ptr %generation)
   ret void
 wait:
-  %count = phi i64 [ 0, %entry ], [ %more, %again ]
+  %count = phi i64 [ 0, %entry ], [ %more, %again ], [ 0, %sleep ]
   %now = load atomic i64, ptr %generation acquire, align 8
   %opened = icmp ne i64 %now, %before
-  br i1 %opened, label %done, label %again
+  br i1 %opened, label %done, label %closed
+closed:
+  %limit = load atomic i64, ptr %patience monotonic, align 8
+  %enough = icmp uge i64 %count, %limit
+  br i1 %enough, label %sleep, label %again
 again:
-  call void @relax(i64 %count)
+{relax}
   %more = add i64 %count, 1
+  br label %wait
+sleep:
+  %half = lshr i64 %limit, 1
+  %least = icmp ult i64 %half, {LEAST}
+  %next = select i1 %least, i64 {LOOKS}, i64 %half
+  store atomic i64 %next, ptr %patience monotonic, align 8
+  %in = atomicrmw add ptr %sleepers, i64 1 seq_cst
+  call void @doze(ptr %generation, i64 %before)
+  %out = atomicrmw sub ptr %sleepers, i64 1 seq_cst
   br label %wait
 done:
   ret void

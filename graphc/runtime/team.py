@@ -1,5 +1,7 @@
 """Threads that share a step: Python threads inside a native loop, which spin for a while and then sleep.
 
+A thread sleeps in Python between steps, and natively inside one (`codegen.team`).
+
 Invariants:
  1. nothing starts at import, nor before the first step that several threads share;
  2. a team runs one step at a time, whoever calls;
@@ -42,10 +44,12 @@ def available() -> int:
 @functools.cache
 def machine_code() -> Compiled:
     """The native functions of `codegen.team`."""
-    library = ctypes.CDLL(None)
-    address = ctypes.cast(getattr(library, code.YIELD), ctypes.c_void_p).value or 0
-    machine = platform.machine().lower()
-    return compile(code.emit(_ARCHITECTURE.get(machine, machine)), {code.YIELD: address})
+    library, machine = ctypes.CDLL(None), platform.machine().lower()
+    machine = _ARCHITECTURE.get(machine, machine)
+    futex = code.FUTEX.get(machine) if platform.system() == "Linux" else None
+    names = (code.YIELD,) if futex is None else (code.YIELD, code.SYSTEM_CALL)
+    symbols = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in names}
+    return compile(code.emit(machine, futex), symbols)
 
 
 def members(threads: int) -> Array:
@@ -64,7 +68,7 @@ class Team:
         self.memory = members(threads)
         self.address = self.memory.ctypes.data
         self.posted = ctypes.c_int64.from_address(self.address + code.POSTED)
-        native = machine_code()
+        self.native = native = machine_code()  # for as long as a worker runs in it
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self._post = ctypes.CFUNCTYPE(None, pointer, pointer, pointer)(native.address("post"))
         self._share = ctypes.CFUNCTYPE(number, pointer)(native.address("share"))
