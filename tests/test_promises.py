@@ -228,9 +228,10 @@ def test_a_dense_panel_is_packed_where_it_is_read_often(shape: tuple[int, int, i
     assert tiling.choose(*product("nn", DType.F32, *shape), AVX512).pack == pack
 
 
-def test_a_deep_sum_is_cut_into_steps_where_its_lines_compete_for_the_cache() -> None:
-    assert tiling.choose(*product("nn", DType.F32, 32, 2048, 2048), AVX512).steps > 1
+def test_a_deep_sum_is_cut_into_steps_where_what_is_read_again_would_leave_the_cache() -> None:
+    assert tiling.choose(*product("nn", DType.F32, 32, 2048, 2048), AVX512).steps > 1  # lines compete
     assert tiling.choose(*product("nn", DType.F32, 32, 2000, 2048), AVX512).steps == 1
+    assert tiling.choose(*product("tn", DType.F32, 128, 500, 2048), AVX512).steps > 1  # 128 rows of 2048 fill it
 
 
 def test_matrices_times_vectors_side_by_side_are_dot_products() -> None:

@@ -222,7 +222,7 @@ def _pieces(roles: Roles, pack: int, broad: int, blocks: int, itemsize: int, tar
 
     Into parts where there are too few strips for the blocks, or too many terms for one sum. Into steps where what is
     read should stay in the cache until all strips have been over it: panels of a block, lines that compete, and rows
-    that are more than the cache holds.
+    of the other operand that would fill it.
     """
     longest = max((group.extent for group in roles.depth), default=1)
     if pack == PACK_EACH:
@@ -230,7 +230,7 @@ def _pieces(roles: Roles, pack: int, broad: int, blocks: int, itemsize: int, tar
         return parts, max(1, min(round(roles.deep / parts / PIECE), longest // parts))
     if roles.deep <= DEEPEST or (roles.dots and roles.deep <= 16 * DEEPEST):
         pitches = [abs(roles.panel.stride(group)) * itemsize for group in roles.depth]
-        leaves = any(map(_aliased, pitches)) or roles.deep * max(pitches, default=0) > target.l2
+        leaves = any(map(_aliased, pitches)) or 2 * roles.height * roles.deep * itemsize > target.l2
         in_place = pack == PACK_NEVER and not roles.dots
         return 1, max(1, min(round(roles.deep / PIECE), longest)) if in_place and leaves else 1
     elements = roles.copies * roles.height * roles.width
