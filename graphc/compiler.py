@@ -115,7 +115,8 @@ def _name_apart(values: Iterable[Value]) -> None:
     taken: set[str] = set()
     for value in values:
         stem, number = value.name or "state", 1
-        while value.name in taken or not value.name:
+        value.name = stem
+        while value.name in taken:
             number += 1
             value.name = f"{stem}_{number}"
         taken.add(value.name)

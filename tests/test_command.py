@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -120,6 +123,16 @@ def test_mistakes_get_one_message(
     err = capsys.readouterr().err
     assert err.startswith("graphc: ")
     assert message in err
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake(file: Path) -> None:
+    """As `graphc opt .. | head`: the pipe is closed before all is printed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "graphc", "opt", "--passes", "", str(file)]
+    found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (1, b"")
 
 
 def test_malformed_files_are_refused_with_their_place(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,6 +157,11 @@ def test_a_step_that_raises_leaves_every_parameter_as_it_was(error: Any, call: A
     problem.step(x, label)
 
 
+def test_states_without_names_are_numbered_from_the_second() -> None:
+    first, second = gx.Parameter(np.zeros(2, np.float32)), gx.Parameter(np.zeros(2, np.float32))
+    assert [value.name for value in gx.compile([], gx.sum(first * second)).graph.state] == ["state", "state_2"]
+
+
 def test_a_failed_check_names_the_users_line() -> None:
     problem, (x, label) = Problem(), batch()
     with pytest.raises(IndexRangeError, match=r"test_compile\.py:"):

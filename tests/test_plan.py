@@ -671,6 +671,14 @@ def test_a_plan_prints_sizes_steps_and_values() -> None:
     assert str(small()[1]) == PRINTED
 
 
+def test_one_long_step_does_not_widen_the_others() -> None:
+    states = [given_value(f"a_parameter_with_a_long_name_{n}", 4) for n in range(6)]
+    both = single("both", lambda *p: ops.add(p[0], p[-1]), *states)
+    printed = str(planned(build("step", [], [exp(states[0]), both], [], states)))
+    short, long = sorted(len(line) for line in printed.split("\n") if re.match(r" +\d+  %", line))
+    assert short < 130 < len(", ".join(state.name for state in states)) < long
+
+
 PRINTED = """\
 plan step: calls 7, copies 1, views 2, in place 2
 arena 896 bytes, 1.000 x the 896 that are live at once

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import graphc as gx
-from graphc import compare, nn, optim, pipeline, reference
-from graphc.ir.graph import Graph
+from graphc import compare, nn, ops, optim, pipeline, reference
+from graphc.ir.graph import Graph, Value, build
 from graphc.ir.op import Scan
+from graphc.ir.types import DType, TensorType
 from graphc.ir.verify import verify
 from graphc.passes import manager, strips
 from graphc.plan import verify as verify_plan
@@ -123,6 +124,20 @@ def test_statistics_of_a_batch_are_not_cut() -> None:
     array = np.random.default_rng(2).standard_normal((BATCH, 6)).astype(np.float32)
     wanted = np.square((array - array.mean(0)) @ np.ones((6, 4))).sum()
     np.testing.assert_allclose(f(array), wanted, rtol=1e-4)
+
+
+def test_taps_that_lie_along_the_batch_are_not_cut() -> None:
+    """Places within windows are no parts of each other: `unwindows` of a strip of them is another shape."""
+    x, w = (Value(TensorType(DType.F32, shape), name=name) for name, shape in (("x", (BATCH, 4)), ("w", (4, 5))))
+    rows = ops.contract(x, w, spec="mk,kn->mn")
+    taps = ops.transpose(rows, perm=(1, 0))
+    spread = ops.unwindows(taps, axes=(0,), extents=(BATCH + 4,), stride=(1,), dilation=(1,))
+    graph = build("step", [x, w], [spread, ops.reduce_sum(rows, axes=(0,))])
+    after, _ = manager.run(graph, ("tile_batch",))
+    assert _loops(after)
+    feeds = examples(graph)
+    for found, wanted in zip(reference.run(after, feeds)[0], reference.run(graph, feeds)[0], strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_bad_label_in_any_strip_leaves_the_parameters() -> None:

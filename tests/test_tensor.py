@@ -134,6 +134,7 @@ def test_shapes_and_dtypes_are_known() -> None:
         (ShapeError, lambda x, y: x.reshape(7), "f32[2,3]"),
         (ShapeError, lambda x, y: x.reshape(-1, 4), "cannot be reshaped to [-1, 4]"),
         (ArgumentError, lambda x, y: x.reshape(-1, -1), "only one extent"),
+        (ArgumentError, lambda x, y: x.reshape(1, 2, 3).transpose(1, 2), "swapaxes exchanges two"),
         (ArgumentError, lambda x, y: x[0, 0, 0], "has 2 axes"),
         (ArgumentError, lambda x, y: x[2], "index 2 is outside an axis of 2"),
         (ArgumentError, lambda x, y: bool(x > 0), "no truth value"),

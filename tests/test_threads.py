@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import threading
 import time
 from typing import Any
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 
 import graphc as gx
-from graphc import nn, optim, testing
+from graphc import nn, optim, pipeline, testing
 from graphc.codegen.jit import compile
+from graphc.codegen.step import emit_step
 from graphc.errors import ArgumentError, IndexRangeError
+from graphc.ir.text import parse
 from graphc.runtime import team
 from graphc.runtime.executable import symbols
 from graphc.runtime.team import available
@@ -60,6 +63,26 @@ def test_a_failed_check_stops_every_thread_before_it_writes() -> None:
         problem.step(problem.x, problem.label + 1)
     assert problem.run(0) == before
     assert problem.run(2) != before
+
+
+CHECKED = """graph step(; state %at: i64[65536]) {
+  %0 = check_index %at size=16 what="place" : i64[65536]
+  %1 = add %0, %0 : i64[65536]
+  %2 = reduce_sum %1 axes=[0] : i64[]
+  return %2
+  next %at = %1
+}
+"""
+
+
+def test_threads_meet_between_a_check_and_what_is_written_over_its_operand() -> None:
+    """One ran ahead and wrote what another was still checking: that one left, and the first waited for ever."""
+    compilation = pipeline.build(parse(CHECKED, "step.gc"), {}, 2)
+    check, update = compilation.plan.calls
+    assert check.is_check and update.results[0] == check.operands[0]
+    text = emit_step(compilation.plan, compilation.functions, threaded=True)
+    names = [compilation.functions[call.node].name for call in (check, update)]
+    assert re.findall(r"call \w+ @(\w+)\(", text) == [names[0], "barrier", names[1], "barrier"]
 
 
 def test_workers_wake_from_sleep() -> None:

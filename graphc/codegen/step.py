@@ -11,12 +11,14 @@ addresses of slices and results move on, and so do those of carries that are rea
 loop in shares (`plan.steps.Loop`) are divided among threads, each of which runs its own as a team of one.
 
 Checks come before any state is written (the planner's order), so a step that fails changes no state. Every thread
-runs the checks for itself: all of them leave at the same place.
+runs the checks for itself: all of them leave at the same place. What comes after a check may be written over what it
+reads, so threads meet before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from math import prod
 
 from graphc.codegen import team
@@ -26,7 +28,7 @@ from graphc.ir.graph import Node
 from graphc.loops.ir import Buffer, Function
 from graphc.loops.target import Target
 from graphc.plan import Address, Base, Call, Copy, Loop, Plan
-from graphc.plan.steps import aligned, read_back
+from graphc.plan.steps import Step, aligned, read_back
 
 NAME = "step"
 MODULE_SIZE = 60_000  # characters of text from which a module is full: some 20 ms of compilation
@@ -122,7 +124,9 @@ class _Step:
         self.load_table()
         self.start_clock()
         checks = 0
-        for number, step in enumerate(self.plan.steps):
+        for number, (before, step) in enumerate(pairwise((None, *self.plan.steps))):
+            if _is_check(before) and not _is_check(step):
+                self.meet()
             match step:
                 case Copy():
                     self.copy(step)
@@ -345,6 +349,10 @@ class _Frame:
         for number, (value, base) in enumerate(stacks):
             yield self.plan.entry(Address(Base.INPUT, number)), base, value.type.nbytes
         yield from (self.result(number) for number in range(len(self.body.outputs)))
+
+
+def _is_check(step: Step | None) -> bool:
+    return isinstance(step, Call) and step.is_check
 
 
 def _bytes(buffer: Buffer) -> int:

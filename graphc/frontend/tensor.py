@@ -195,8 +195,14 @@ class Tensor:
         return reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
 
     def transpose(self, *axes: Any) -> Tensor:
-        """The axes in another order, by default the opposite one."""
+        """The axes in another order, by default the opposite one, as NumPy's; `swapaxes` is torch's."""
         axes = tuple(axes[0]) if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
+        if axes and len(axes) != self.ndim:
+            raise ArgumentError(
+                f"transpose takes all {self.ndim} axes of {self.type} in their new order, not {axes}; "
+                f"swapaxes exchanges two",
+                source.here(),
+            )
         order = range(self.ndim)[::-1] if not axes else [axis_of(a, self.ndim) for a in axes]
         return Tensor(ops.transpose(self.value, perm=order))
 

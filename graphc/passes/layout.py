@@ -92,7 +92,7 @@ def _inverse(order: Order) -> Order:
 def _channels_last(node: Node) -> Order | None:
     """The order for the result of a convolution, with what only the filters have innermost; None for other products.
 
-    A few phases of a place (`convolution.sum_of_unwindows`) stay behind it.
+    A few phases of a place (`phases.split_phases`) stay behind it.
     """
     if node.op.name != "contract":
         return None

@@ -131,6 +131,14 @@ def _along_others(node: Node, axes: Axes) -> Found:
     return Role.OTHER if axis in node.attrs["axes"] else axis
 
 
+def _unwindows(node: Node, axes: Axes) -> Found:
+    """The places within windows, which stand last, say where an element goes: their parts are not alike."""
+    (axis,) = axes
+    assert axis is not None
+    is_tap = axis >= node.inputs[0].type.rank - len(node.attrs["axes"])
+    return Role.OTHER if is_tap else _along_others(node, axes)
+
+
 def _concat(node: Node, axes: Axes) -> Found:
     found = _same(node, axes)
     return Role.OTHER if found == node.attrs["axis"] else found
@@ -158,7 +166,7 @@ _MOVEMENTS: dict[str, Callable[[Node, Axes], Found]] = {
     "pad": _pad,
     "reverse": _along_others,
     "windows": _along_others,
-    "unwindows": _along_others,
+    "unwindows": _unwindows,
     "concat": _concat,
 }
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from graphc.plan.model import Plan
 
 BAR = 32  # characters of a full bar
+WIDEST = 110  # characters of a step, up to which columns are lined up
 CHART = 64  # characters of the longest chart of live ranges
 
 
@@ -47,7 +48,7 @@ def _names(graph: Graph) -> dict[Value, str]:
 
 def _steps(plan: Plan, names: Mapping[Value, str]) -> list[str]:
     texts = [_step(step, names) for step in plan.steps]
-    width = max(map(len, texts), default=0)
+    width = min(WIDEST, max(map(len, texts), default=0))
     size = len(str(plan.lower_bound))
     lines = []
     for number, (text, live) in enumerate(zip(texts, plan.live_bytes, strict=True)):

@@ -10,6 +10,7 @@ graphc dot step.gc -o step.svg                    a drawing
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,10 +33,14 @@ Array = np.ndarray[Any, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 1 with one message on stderr."""
+    """Run the command; returns the exit status: 0, or 1 with one message on stderr (none when nobody reads on)."""
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 1
     except GraphcError as error:
         print(f"graphc: {error}", file=sys.stderr)
         return 1
