@@ -8,20 +8,22 @@
     i64  share(ptr team)                            thread 0's part of the posted step; its result
 
 The team is a block of memory, each counter in a cache line of its own. A thread that waits for work spins, and offers
-its processor to others now and then. One that waits at a barrier spins for about as long as it takes to sleep and be
-woken, which costs at most twice what the better of the two would (Karlin et al., "Empirical studies of competitive
-spinning for a shared-memory multiprocessor", 1991). Then it sleeps: where other processes leave the team less than a
-processor for each thread, the one that it waits for can have its own. After each sleep the next comes in half the time,
-from `LOOKS` looks down to `LEAST`, and then over again, since only who spins finds out that the others are gone.
+its processor to others now and then. One that waits at a barrier spins for a while and then sleeps: where other
+processes leave the team less than a processor for each thread, the one that it waits for can have its own. How long it
+spins is learnt from what became of it, as in Karlin et al., "Empirical studies of competitive spinning for a
+shared-memory multiprocessor" (1991): half as long after a sleep that was longer than `WORTH`, twice as long after a
+shorter one, which only cost the time to be woken; from `LEAST` to `MOST` looks.
 """
 
 from __future__ import annotations
 
 ARRIVED, GENERATION, THREADS, POSTED, STEP, TABLE = 0, 128, 256, 384, 512, 520
+PATIENCE = GENERATION + 16  # looks before the next sleep
 BYTES = 640
 SPINS = 4096  # looks at a counter between two offers of the processor
-LOOKS, LEAST = 2048, 64  # at a barrier, before sleep: some 40 µs, and one
-YIELD, SYSTEM_CALL = "sched_yield", "syscall"
+LOOKS, LEAST, MOST = 4096, 64, 65536  # at a barrier, before sleep: some 80 µs at first, 1 µs, 1 ms
+WORTH = 200_000  # nanoseconds
+YIELD, SYSTEM_CALL, CLOCK = "sched_yield", "syscall", "clock_gettime"
 FUTEX = {"x86_64": 202, "aarch64": 98}  # Linux's number of the system call
 _FUTEX_WAIT, _FUTEX_WAKE, _EVERYONE = 128, 129, 2**31 - 1  # both private to the process
 
@@ -29,7 +31,7 @@ _FIELDS = {
     "arrived": ARRIVED,
     "generation": GENERATION,
     "sleepers": GENERATION + 8,
-    "patience": GENERATION + 16,  # looks before the next sleep; 0 at first
+    "patience": PATIENCE,
     "threads": THREADS,
     "posted": POSTED,
     "step": STEP,
@@ -87,6 +89,22 @@ def emit(architecture: str, futex: int | None = None) -> str:
 
 {_sleep(futex)}
 
+declare i32 @{CLOCK}(i32, ptr)
+declare i64 @llvm.umax.i64(i64, i64)
+declare i64 @llvm.umin.i64(i64, i64)
+
+define internal i64 @now() {{
+entry:
+  %time = alloca [2 x i64], align 16
+  %ignored = call i32 @{CLOCK}(i32 1, ptr %time)
+  %seconds = load i64, ptr %time
+  %place = getelementptr i8, ptr %time, i64 8
+  %rest = load i64, ptr %place
+  %whole = mul i64 %seconds, 1000000000
+  %all = add i64 %whole, %rest
+  ret i64 %all
+}}
+
 define void @relax(i64 %count) alwaysinline {{
 entry:
 {relax}
@@ -136,13 +154,19 @@ again:
   %more = add i64 %count, 1
   br label %wait
 sleep:
-  %half = lshr i64 %limit, 1
-  %least = icmp ult i64 %half, {LEAST}
-  %next = select i1 %least, i64 {LOOKS}, i64 %half
-  store atomic i64 %next, ptr %patience monotonic, align 8
   %in = atomicrmw add ptr %sleepers, i64 1 seq_cst
+  %fell = call i64 @now()
   call void @doze(ptr %generation, i64 %before)
+  %woke = call i64 @now()
   %out = atomicrmw sub ptr %sleepers, i64 1 seq_cst
+  %slept = sub i64 %woke, %fell
+  %paid = icmp ugt i64 %slept, {WORTH}
+  %half = lshr i64 %limit, 1
+  %double = shl i64 %limit, 1
+  %some.looks = call i64 @llvm.umax.i64(i64 %half, i64 {LEAST})
+  %more.looks = call i64 @llvm.umin.i64(i64 %double, i64 {MOST})
+  %next = select i1 %paid, i64 %some.looks, i64 %more.looks
+  store atomic i64 %next, ptr %patience monotonic, align 8
   br label %wait
 done:
   ret void
