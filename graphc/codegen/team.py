@@ -8,11 +8,12 @@
     i64  share(ptr team)                            thread 0's part of the posted step; its result
 
 The team is a block of memory, each counter in a cache line of its own. A thread that waits for work spins, and offers
-its processor to others now and then. One that waits at a barrier spins for about as long as it takes to sleep and be
-woken, which costs at most twice what the better of the two would (Karlin et al., "Empirical studies of competitive
-spinning for a shared-memory multiprocessor", 1991). Then it sleeps: where other processes leave the team less than a
-processor for each thread, the one that it waits for can have its own. After each sleep the next comes in half the time,
-from `LOOKS` looks down to `LEAST`, and then over again, since only who spins finds out that the others are gone.
+its processor to others now and then.
+
+One that waits at a barrier spins for longer than threads on processors of their own are apart, as a rule: to sleep and
+be woken costs more than most of those waits. Who has to wait longer waits for a thread that does not run, since other
+processes leave the team less than a processor each. It sleeps, so that the other can have its processor; and so do the
+next `NAPS` that wait, almost at once. Then they spin for long again: only who spins finds out that the others are gone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from __future__ import annotations
 ARRIVED, GENERATION, THREADS, POSTED, STEP, TABLE = 0, 128, 256, 384, 512, 520
 BYTES = 640
 SPINS = 4096  # looks at a counter between two offers of the processor
-LOOKS, LEAST = 2048, 64  # at a barrier, before sleep: some 40 µs, and one
+LONG, SHORT = 16384, 64  # looks at a barrier before sleep: some 300 µs, and one
+NAPS = 32  # times that threads sleep after few looks
 YIELD, SYSTEM_CALL = "sched_yield", "syscall"
 FUTEX = {"x86_64": 202, "aarch64": 98}  # Linux's number of the system call
 _FUTEX_WAIT, _FUTEX_WAKE, _EVERYONE = 128, 129, 2**31 - 1  # both private to the process
@@ -29,7 +31,7 @@ _FIELDS = {
     "arrived": ARRIVED,
     "generation": GENERATION,
     "sleepers": GENERATION + 8,
-    "patience": GENERATION + 16,  # looks before the next sleep; 0 at first
+    "patience": GENERATION + 16,  # looks before the next sleep: LONG, or SHORT and how many naps are left; 0 at first
     "threads": THREADS,
     "posted": POSTED,
     "step": STEP,
@@ -136,9 +138,11 @@ again:
   %more = add i64 %count, 1
   br label %wait
 sleep:
-  %half = lshr i64 %limit, 1
-  %least = icmp ult i64 %half, {LEAST}
-  %next = select i1 %least, i64 {LOOKS}, i64 %half
+  %awake = icmp eq i64 %limit, {LONG}
+  %fewer = sub i64 %limit, 1
+  %short = select i1 %awake, i64 {SHORT + NAPS}, i64 %fewer
+  %over = icmp slt i64 %short, {SHORT}
+  %next = select i1 %over, i64 {LONG}, i64 %short
   store atomic i64 %next, ptr %patience monotonic, align 8
   %in = atomicrmw add ptr %sleepers, i64 1 seq_cst
   call void @doze(ptr %generation, i64 %before)
