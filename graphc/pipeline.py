@@ -76,7 +76,7 @@ class Compilation:
 
 
 # Seconds of a step on one processor from which all share it. Where another process keeps one of two processors busy, a
-# shared step of ten kernels loses some 0.25 ms: as much as it gains where both are free.
+# shared step of ten kernels loses some 0.2 ms: as much as it gains where both are free.
 WORTH_SHARING = 0.5e-3
 _OPERATIONS, _BYTES = 100e9, 20e9  # that one processor does and moves in a second, about
 

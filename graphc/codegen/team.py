@@ -8,22 +8,22 @@
     i64  share(ptr team)                            thread 0's part of the posted step; its result
 
 The team is a block of memory, each counter in a cache line of its own. A thread that waits for work spins, and offers
-its processor to others now and then. One that waits at a barrier spins for a while and then sleeps: where other
-processes leave the team less than a processor for each thread, the one that it waits for can have its own. How long it
-spins is learnt from what became of it, as in Karlin et al., "Empirical studies of competitive spinning for a
-shared-memory multiprocessor" (1991): half as long after a sleep that was longer than `WORTH`, twice as long after a
-shorter one, which only cost the time to be woken; from `LEAST` to `MOST` looks.
+its processor to others now and then.
+
+One that waits at a barrier spins for longer than threads on processors of their own are apart, as a rule: to sleep and
+be woken costs more than most of those waits. Who has to wait longer waits for a thread that does not run, since other
+processes leave the team less than a processor each. It sleeps, so that the other can have its processor; and so do the
+next `NAPS` that wait, almost at once. Then they spin for long again: only who spins finds out that the others are gone.
 """
 
 from __future__ import annotations
 
 ARRIVED, GENERATION, THREADS, POSTED, STEP, TABLE = 0, 128, 256, 384, 512, 520
-PATIENCE = GENERATION + 16  # looks before the next sleep
 BYTES = 640
 SPINS = 4096  # looks at a counter between two offers of the processor
-LOOKS, LEAST, MOST = 4096, 64, 65536  # at a barrier, before sleep: some 80 µs at first, 1 µs, 1 ms
-WORTH = 200_000  # nanoseconds
-YIELD, SYSTEM_CALL, CLOCK = "sched_yield", "syscall", "clock_gettime"
+LONG, SHORT = 16384, 64  # looks at a barrier before sleep: some 300 µs, and one
+NAPS = 32  # times that threads sleep after few looks
+YIELD, SYSTEM_CALL = "sched_yield", "syscall"
 FUTEX = {"x86_64": 202, "aarch64": 98}  # Linux's number of the system call
 _FUTEX_WAIT, _FUTEX_WAKE, _EVERYONE = 128, 129, 2**31 - 1  # both private to the process
 
@@ -31,7 +31,7 @@ _FIELDS = {
     "arrived": ARRIVED,
     "generation": GENERATION,
     "sleepers": GENERATION + 8,
-    "patience": PATIENCE,
+    "patience": GENERATION + 16,  # looks before the next sleep: LONG, or SHORT and how many naps are left; 0 at first
     "threads": THREADS,
     "posted": POSTED,
     "step": STEP,
@@ -89,22 +89,6 @@ def emit(architecture: str, futex: int | None = None) -> str:
 
 {_sleep(futex)}
 
-declare i32 @{CLOCK}(i32, ptr)
-declare i64 @llvm.umax.i64(i64, i64)
-declare i64 @llvm.umin.i64(i64, i64)
-
-define internal i64 @now() {{
-entry:
-  %time = alloca [2 x i64], align 16
-  %ignored = call i32 @{CLOCK}(i32 1, ptr %time)
-  %seconds = load i64, ptr %time
-  %place = getelementptr i8, ptr %time, i64 8
-  %rest = load i64, ptr %place
-  %whole = mul i64 %seconds, 1000000000
-  %all = add i64 %whole, %rest
-  ret i64 %all
-}}
-
 define void @relax(i64 %count) alwaysinline {{
 entry:
 {relax}
@@ -154,19 +138,15 @@ again:
   %more = add i64 %count, 1
   br label %wait
 sleep:
-  %in = atomicrmw add ptr %sleepers, i64 1 seq_cst
-  %fell = call i64 @now()
-  call void @doze(ptr %generation, i64 %before)
-  %woke = call i64 @now()
-  %out = atomicrmw sub ptr %sleepers, i64 1 seq_cst
-  %slept = sub i64 %woke, %fell
-  %paid = icmp ugt i64 %slept, {WORTH}
-  %half = lshr i64 %limit, 1
-  %double = shl i64 %limit, 1
-  %some.looks = call i64 @llvm.umax.i64(i64 %half, i64 {LEAST})
-  %more.looks = call i64 @llvm.umin.i64(i64 %double, i64 {MOST})
-  %next = select i1 %paid, i64 %some.looks, i64 %more.looks
+  %awake = icmp eq i64 %limit, {LONG}
+  %fewer = sub i64 %limit, 1
+  %short = select i1 %awake, i64 {SHORT + NAPS}, i64 %fewer
+  %over = icmp slt i64 %short, {SHORT}
+  %next = select i1 %over, i64 {LONG}, i64 %short
   store atomic i64 %next, ptr %patience monotonic, align 8
+  %in = atomicrmw add ptr %sleepers, i64 1 seq_cst
+  call void @doze(ptr %generation, i64 %before)
+  %out = atomicrmw sub ptr %sleepers, i64 1 seq_cst
   br label %wait
 done:
   ret void

@@ -47,7 +47,7 @@ def machine_code() -> Compiled:
     library, machine = ctypes.CDLL(None), platform.machine().lower()
     machine = _ARCHITECTURE.get(machine, machine)
     futex = code.FUTEX.get(machine) if platform.system() == "Linux" else None
-    names = (code.YIELD, code.CLOCK) if futex is None else (code.YIELD, code.CLOCK, code.SYSTEM_CALL)
+    names = (code.YIELD,) if futex is None else (code.YIELD, code.SYSTEM_CALL)
     symbols = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in names}
     return compile(code.emit(machine, futex), symbols)
 
@@ -56,8 +56,7 @@ def members(threads: int) -> Array:
     """The memory of a team."""
     memory = aligned_bytes(code.BYTES, "a team of threads")
     memory[:] = 0
-    words = memory.view(np.int64)
-    words[code.THREADS // 8], words[code.PATIENCE // 8] = threads, code.LOOKS
+    memory.view(np.int64)[code.THREADS // 8] = threads
     return memory
 
 
