@@ -49,7 +49,7 @@ def _convolutions(draw: st.DrawFn) -> Graph:
     first = "abcdef"[: seen.type.rank]
     taps, places = first[spaces + 1 :], first[1 : spaces + 1]
     second = "".join(draw(st.permutations(taps + draw(st.sampled_from(("", "o", "a", "ao", "b"))))))
-    kept = [c for c in (*taps, "a") if draw(st.integers(0, 3)) == 0]
+    kept = [c for c in (*taps, "a") if c not in second or draw(st.integers(0, 3)) == 0]
     result = "".join(draw(st.permutations([*places, *(c for c in second if c == "o"), *kept])))
     extents = {**dict(zip(first, seen.type.extents)), "o": 3}
     operands = [(seen, first), (_value("w", *(extents[c] for c in second)), second)]
