@@ -13,7 +13,7 @@ import numpy as np
 
 from graphc.errors import ArgumentError, DTypeError, ShapeError
 from graphc.ir import source
-from graphc.ir.graph import Literal, Node, Value, apply
+from graphc.ir.graph import Node, Value, apply
 from graphc.ir.op import Kind, Op, register
 from graphc.ir.types import DType, TensorType, is_extent
 
@@ -112,11 +112,3 @@ def require_number(value: Any, dtype: DType) -> None:
 def zero_gradient(cotangent: Value, node: Node) -> Sequence[None]:
     """The rule of a piecewise constant: nothing flows to any operand."""
     return (None,) * len(node.inputs)
-
-
-# Values that rules need -----------------------------------------------------------------------------------------
-
-
-def number_like(value: Value, number: float) -> Literal:
-    """A number as a scalar literal of the value's dtype."""
-    return Literal.of(np.asarray(number, value.dtype.numpy))

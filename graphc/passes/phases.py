@@ -103,7 +103,8 @@ def _has_gaps(value: Value) -> bool:
 
 
 def _axes(windows: Value, first: str, second: str, out: str) -> list[Axis]:
-    """The axes to cut: with gaps, more than one tap, dense windows at every place, and taps that only filters have."""
+    """The axes to cut: with gaps, more than one tap, dense windows at every place, and taps that filters have and a sum
+    runs over."""
     assert windows.node is not None
     attrs, pad = windows.node.attrs, windows.node.inputs[0].node
     assert pad is not None
@@ -113,7 +114,8 @@ def _axes(windows: Value, first: str, second: str, out: str) -> list[Axis]:
         zip(attrs["axes"], attrs["size"], attrs["stride"], attrs["dilation"], strict=True)
     ):
         place, tap, gap = first[number], first[rank + n], pad.attrs["interior"][number]
-        if gap and size > 1 and stride == dilation == 1 and place in out and place not in second and tap in second:
+        is_summed = tap in second and tap not in out
+        if gap and size > 1 and stride == dilation == 1 and place in out and place not in second and is_summed:
             elements, count = pad.inputs[0].shape[number], windows.shape[number]
             low = pad.attrs["low"][number]
             found.append(Axis(place, tap, next(unused), number, elements, count, size, low, gap + 1))

@@ -68,7 +68,7 @@ def rsqrt(x: Any) -> Tensor:
 
 def exp2(x: Any) -> Tensor:
     """2**x."""
-    return exp(as_float(x) * math.log(2))
+    return power(2.0, as_float(x))  # e**(x log 2) would round the exponent, which is large
 
 
 def log2(x: Any) -> Tensor:
