@@ -134,7 +134,12 @@ def choose(body: Graph, form: Map | Rows | Opaque, target: Target) -> Schedule:
     work = share(math.prod(form.space) * cost(body))
     if lies_across(form) and not form.accumulations and not _is_wide(body, form):
         return ColumnsSchedule(lanes, 4, work)
-    return RowsSchedule(lanes, 4 if nodes <= 24 else 2, work, 16 * 1024)
+    return RowsSchedule(lanes, _in_flight(cost(body)), work, 16 * 1024)
+
+
+def _in_flight(cost: int) -> int:
+    """Vectors side by side: as many as stay in registers. A function like tanh fills many, and has work enough."""
+    return 4 if cost <= 24 else 2 if cost <= 36 else 1
 
 
 def _is_wide(body: Graph, form: Rows) -> bool:
