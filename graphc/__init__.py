@@ -18,7 +18,8 @@ from graphc.frontend.differentiate import grad
 from graphc.frontend.functional import *  # noqa: F403  (its __all__ is the list)
 from graphc.frontend.random import manual_seed
 from graphc.frontend.spatial import adaptive_avg_pool2d, avg_pool2d, batch_norm, conv2d, max_pool2d
-from graphc.frontend.tensor import Buffer, Parameter, Tensor, as_tensor, constant, placeholder
+from graphc.frontend.state import Buffer, Parameter
+from graphc.frontend.tensor import Tensor, as_tensor, constant, placeholder
 from graphc.ir.types import bool_, float32, float64, int32, int64
 
 if TYPE_CHECKING:

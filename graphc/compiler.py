@@ -16,7 +16,8 @@ import numpy as np
 
 from graphc import compare, pipeline, reference, settings
 from graphc.errors import ArgumentError, FeedError, GraphcError
-from graphc.frontend.tensor import State, Tensor, followers
+from graphc.frontend.state import State, followers
+from graphc.frontend.tensor import Tensor
 from graphc.ir import graph as ir
 from graphc.ir.binding import bind, names_of, sizes_of
 from graphc.ir.graph import Graph, Value, topological

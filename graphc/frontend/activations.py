@@ -6,7 +6,8 @@ import numpy as np
 
 from graphc.frontend import functional as F
 from graphc.frontend.module import Module
-from graphc.frontend.tensor import Parameter, Tensor
+from graphc.frontend.state import Parameter
+from graphc.frontend.tensor import Tensor
 
 
 class ReLU(Module):

@@ -11,7 +11,8 @@ from typing import Any
 
 from graphc import ops
 from graphc.errors import ArgumentError, DTypeError, ShapeError
-from graphc.frontend.tensor import Tensor, as_shape, constant, followers
+from graphc.frontend.state import followers
+from graphc.frontend.tensor import Tensor, as_shape, constant
 from graphc.ir import source
 from graphc.ir.dim import Dim
 from graphc.ir.graph import Node, Value, substitute, topological

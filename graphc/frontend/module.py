@@ -8,7 +8,8 @@ from typing import Any, Self
 import numpy as np
 
 from graphc.errors import ArgumentError, ShapeError
-from graphc.frontend.tensor import Buffer, Parameter, State, as_array
+from graphc.frontend.state import Buffer, Parameter, State
+from graphc.frontend.tensor import as_array
 
 Array = np.ndarray[Any, Any]
 

@@ -120,7 +120,8 @@ from graphc.frontend.module import (
 )
 from graphc.frontend.recurrent import lstm
 from graphc.frontend.spatial import Pair, pair
-from graphc.frontend.tensor import Buffer, Parameter, Tensor
+from graphc.frontend.state import Buffer, Parameter
+from graphc.frontend.tensor import Tensor
 from graphc.ir import source
 
 

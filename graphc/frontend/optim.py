@@ -14,7 +14,8 @@ import numpy as np
 from graphc.errors import ArgumentError
 from graphc.frontend import functional as F
 from graphc.frontend.differentiate import grad
-from graphc.frontend.tensor import Buffer, Parameter, State, Tensor, convert
+from graphc.frontend.state import Buffer, Parameter, State
+from graphc.frontend.tensor import Tensor, convert
 
 Updates = dict[State, Tensor]
 

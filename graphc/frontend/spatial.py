@@ -16,7 +16,8 @@ from graphc import ops
 from graphc.errors import ArgumentError, ShapeError
 from graphc.frontend import functional as F
 from graphc.frontend.functional.reductions import count_of
-from graphc.frontend.tensor import State, Tensor, constant, convert, promote, reshape
+from graphc.frontend.state import State
+from graphc.frontend.tensor import Tensor, constant, convert, promote, reshape
 from graphc.ir import source
 
 Pair = int | tuple[int, ...]

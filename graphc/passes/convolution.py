@@ -80,7 +80,7 @@ def slice_of_contract(node: Node) -> Value | None:
     operands = []
     for value, part in zip(inner.inputs, parts, strict=True):
         found = [ranges.get(c, (0, extent)) for c, extent in zip(part, value.shape)]
-        operands.append(_slice(value, found))
+        operands.append(part_of(value, found))
     return ops.contract(*operands, spec=inner.attrs["spec"])
 
 
@@ -96,7 +96,7 @@ def slice_of_windows(node: Node) -> Value | None:
         start, stop = found[axis]
         found[axis] = start * stride + first * dilation, (stop - 1) * stride + (last - 1) * dilation + 1
     size = [last - first for first, last in sizes]
-    return ops.windows(_slice(x, found), **{**attrs, "size": size})
+    return ops.windows(part_of(x, found), **{**attrs, "size": size})
 
 
 def slice_of_pad(node: Node) -> Value | None:
@@ -119,7 +119,7 @@ def slice_of_pad(node: Node) -> Value | None:
         ranges.append((first, last))
         low.append(before + first * step - start)
         high.append(stop - before - (last - 1) * step - 1)
-    return ops.pad(_slice(x, ranges), low=low, high=high, interior=inner.attrs["interior"], value=inner.attrs["value"])
+    return ops.pad(part_of(x, ranges), low=low, high=high, interior=inner.attrs["interior"], value=inner.attrs["value"])
 
 
 def slice_of_slice(node: Node) -> Value | None:
@@ -132,7 +132,8 @@ def slice_of_slice(node: Node) -> Value | None:
     return ops.slice(inner.inputs[0], start=start, stop=stop, step=node.attrs["step"])
 
 
-def _slice(x: Value, ranges: Sequence[tuple[int, int]]) -> Value:
+def part_of(x: Value, ranges: Sequence[tuple[int, int]]) -> Value:
+    """The elements from a first to a last along each axis; the value itself where that is all."""
     if all(r == (0, extent) for r, extent in zip(ranges, x.shape)):
         return x
     start, stop = zip(*ranges)

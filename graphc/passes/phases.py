@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from graphc import ops
 from graphc.ir.graph import Graph, Node, Value, copy_node, rebuild
 from graphc.ops.contraction import letters
+from graphc.passes.convolution import part_of
 from graphc.passes.manager import graph_pass
 
 
@@ -90,7 +91,7 @@ def _split(result: Value) -> Value | None:
     found = ops.contract(image, filters, spec=spec)
     whole = {axis.place: axis.places * axis.stride for axis in axes}
     found = ops.reshape(found, shape=[whole.get(c, extent) for c, extent in zip(out, result.shape)])
-    return _narrowed(found, [(0, extent) for extent in result.shape])
+    return part_of(found, [(0, extent) for extent in result.shape])
 
 
 def _has_gaps(value: Value) -> bool:
@@ -140,7 +141,7 @@ def _windows(windows: Value, axes: Sequence[Axis]) -> Value:
         ranges[axis.number] = max(0, -before), axis.elements + min(0, behind)
         low[axis.number], high[axis.number], interior[axis.number] = max(0, before), max(0, behind), 0
         size[attrs["axes"].index(axis.number)] = axis.taps
-    padded = ops.pad(_narrowed(image, ranges), low=low, high=high, interior=interior, value=0.0)
+    padded = ops.pad(part_of(image, ranges), low=low, high=high, interior=interior, value=0.0)
     return ops.windows(padded, **{**attrs, "size": tuple(size)})
 
 
@@ -162,10 +163,3 @@ def _with_phases(spec: str, axes: Sequence[Axis]) -> str:
     by_tap = {axis.tap: axis for axis in axes}
     others = [c for c in spec if c not in by_tap]
     return "".join([*others[:-1], *(axis.tap + axis.phase for axis in axes), *others[-1:]])
-
-
-def _narrowed(x: Value, ranges: Sequence[tuple[int, int]]) -> Value:
-    if all(r == (0, extent) for r, extent in zip(ranges, x.shape, strict=True)):
-        return x
-    start, stop = zip(*ranges, strict=True)
-    return ops.slice(x, start=start, stop=stop, step=[1] * x.type.rank)

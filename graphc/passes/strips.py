@@ -1,7 +1,7 @@
 """Batch tiling: a step over a large batch becomes loops over strips of it, forward and backward together.
 
 Before: `%1 = contract %x, %w spec="mk,nk->mn"`, …, `%9 = contract %8, %x spec="mn,mk->nk"`, x: f32[60000,784]
-After:  a scan over 16 shares of x, whose step is a scan over 15 strips f32[250,784]. The carry of the inner one is the
+After:  a scan over 8 shares of x, whose step is a scan over 30 strips f32[250,784]. The carry of the inner one is the
         sum of the strips' `%9`; the outer one has none, and its stacked results are added up.
 
 What lies between the inputs and the sums over the batch then needs memory for one strip alone, and stays in the cache

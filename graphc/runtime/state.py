@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from graphc.errors import StateError
-from graphc.frontend.tensor import State
+from graphc.frontend.state import State
 from graphc.ir.graph import Graph, Value
 
 Array = np.ndarray[Any, Any]
