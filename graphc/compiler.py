@@ -24,7 +24,7 @@ from graphc.ir.graph import Graph, Value, topological
 from graphc.pipeline import Compilation
 from graphc.plan import Plan
 from graphc.runtime import profile as profiling
-from graphc.runtime.batches import Batches, Result, cut
+from graphc.runtime.batches import Batches, Result, Shapes, cut
 from graphc.runtime.bound import Bound, NativeRun, outputs_of
 from graphc.runtime.epoch import Loop, in_batch
 from graphc.runtime.feeds import bindable, conform, examples, ordered
@@ -139,7 +139,8 @@ class Function:
         self._single = single
         self._dtypes = [value.dtype.numpy for value in graph.inputs]
         self._held = Held(graph, self.state)
-        self._compiled: dict[tuple[tuple[int, ...], ...], Compilation] = {}
+        self._graphs: dict[Shapes, Graph] = {}
+        self._compiled: dict[Shapes, Compilation] = {}
         self._latest: Compilation | None = None
 
     def __call__(self, *args: Any, **named: Any) -> Any:
@@ -174,7 +175,7 @@ class Function:
         shapes = tuple(array.shape for array in arrays)
         state = self._held.arrays()
         self._require_apart(arrays)
-        types = [value.type for value in bind(self.graph, sizes_of(values, shapes)).outputs]
+        types = [value.type for value in self._bound(shapes).outputs]
         outputs = outputs_of(types, out, [*arrays, *state])
         if self.mode == "native":
             run = NativeRun(self._compilation(shapes).executable, self._held, arrays, outputs).step
@@ -209,7 +210,7 @@ class Function:
         batches = cut(values, ordered(values, args, named), batch_size, seed, drop_last)
         self._held.arrays()
         self._require_apart(batches.arrays)
-        bound = [bind(self.graph, sizes_of(values, batches.shapes(part))) for part in batches.parts]
+        bound = [self._bound(batches.shapes(part)) for part in batches.parts]
         results = batches.results(self.graph.outputs, [[value.type for value in graph.outputs] for graph in bound])
         if self.mode == "native":
             executables = [self._compilation(batches.shapes(part)).executable for part in batches.parts]
@@ -281,7 +282,14 @@ class Function:
                 return False
         return True
 
-    def _compilation(self, shapes: tuple[tuple[int, ...], ...]) -> Compilation:
+    def _bound(self, shapes: Shapes) -> Graph:
+        """The graph for inputs of these shapes."""
+        found = self._graphs.get(shapes)
+        if found is None:
+            found = self._graphs[shapes] = bind(self.graph, sizes_of(self.graph.inputs, shapes))
+        return found
+
+    def _compilation(self, shapes: Shapes) -> Compilation:
         found = self._compiled.get(shapes)
         if found is None:
             found = pipeline.build(self.graph, sizes_of(self.graph.inputs, shapes), self.threads)
@@ -331,8 +339,8 @@ class Function:
         return found
 
     def _interpret(self, arrays: Sequence[Array], state: tuple[Array, ...]) -> list[Array]:
-        sizes = sizes_of(self.graph.inputs, [array.shape for array in arrays])
-        results, following = reference.run(bind(self.graph, sizes), [*arrays, *state])
+        graph = self._bound(tuple([array.shape for array in arrays]))
+        results, following = reference.run(graph, [*arrays, *state])
         outputs = [array.copy() for array in results]
         self._commit(self._next(state), [array.copy() for array in following])
         return outputs
