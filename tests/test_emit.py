@@ -210,7 +210,7 @@ KERNELS = {
           }
         }""",
     "transposed squares": """
-        kernel f(x: f32[16,16] in, n: i64[4,4] in, y: f32[16,16] out, m: i64[4,4] out) {
+    kernel f(x: f32[16,16] in, n: i64[4,4] in, b: bool[4,4] in, y: f32[16,16] out, m: i64[4,4] out, c: bool[4,4] out) {
           local square: f32[16,16]
           for v vector 16 lanes 16 {
             for u unrolled 16 {
@@ -235,11 +235,43 @@ KERNELS = {
               m[u, v] = small[u, v]
             }
           }
+          local flags: bool[4,4]
+          for v vector 4 lanes 4 {
+            for u unrolled 4 {
+              flags[u, v] = b[u, v]
+            }
+          }
+          transpose flags
+          for v vector 4 lanes 4 {
+            for u unrolled 4 {
+              c[u, v] = flags[u, v]
+            }
+          }
         }""",
     "unrolled padding": """
         kernel f(x: f32[4] in, y: f32[6] out) {
           for i unrolled 6 {
             y[i] = x[i-1] if i-1>=0 and 4-1*i>=0 else 9.0
+          }
+        }""",
+    "serial inside a vector": """
+        kernel f(x: f32[12,9] in, y: f32[12] out, z: f32[9] out) {
+          local kept: f32[144]
+          for u 9 {
+            z[u] = 0.0:f32
+          }
+          for v vector 12 lanes 16 {
+            y[v] = 0.0:f32
+            for i 9 {
+              let t = x[v, i]
+              kept[16*i+v] = abs(t)
+              y[v] += t
+            }
+            let sum = y[v]
+            for j 9 {
+              let k = kept[16*j+v]
+              z[j] += div(k, sum)
+            }
           }
         }""",
     "unrolled inside a vector": """
@@ -550,8 +582,8 @@ def test_a_load_whose_condition_all_lanes_share_is_not_masked() -> None:
 
 def test_a_transposed_square_has_columns_for_rows() -> None:
     x, n = np.arange(256, dtype=np.float32).reshape(16, 16), np.arange(16).reshape(4, 4)
-    y, m = agree(KERNELS["transposed squares"], x, n)
-    assert np.array_equal(y, x.T) and np.array_equal(m, n.T)
+    y, m, c = agree(KERNELS["transposed squares"], x, n, n % 3 == 0)
+    assert np.array_equal(y, x.T) and np.array_equal(m, n.T) and np.array_equal(c, (n % 3 == 0).T)
 
 
 def test_a_failed_check_is_the_status_and_stops_the_kernel() -> None:

@@ -115,7 +115,7 @@ REJECTED = {
     "variable i is bound twice": "for i 2 {\n for i 2 {\n  z[] = x[i, 0]\n }\n}",
     "extent 12 and 12 lanes": "for v vector 12 lanes 12 {\n y[0, v] = 0.0:f32\n}",
     "extent 16 and 8 lanes": "for v vector 16 lanes 8 {\n y[0, v] = 0.0:f32\n}",
-    "serial loop i stands in vector loop v": "for v vector 8 lanes 8 {\n for i 2 {\n  y[i, v] = 0.0:f32\n }\n}",
+    "vector loop i stands in vector loop v": "for v vector 8 lanes 8 {\n for i vector 2 lanes 2 {\n }\n}",
     "the lanes of v store different values": "for v vector 8 lanes 8 {\n let t = x[0, v]\n z[] = t\n}",
     "parallel loop p stands in another loop": "for i 2 {\n for p parallel 2 {\n  y[i, p] = 0.0:f32\n }\n}",
     "every iteration of p writes the same element of z": "for p parallel 2 {\n z[] += 1.0:f32\n}",

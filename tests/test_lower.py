@@ -22,7 +22,7 @@ from graphc.loops.target import AVX2, TARGETS, from_features
 from graphc.loops.totals import fill
 from graphc.loops.verify import verify
 from graphc.loops.walk import statements
-from graphc.passes.forms import Form, Map, Opaque, Rows, classify
+from graphc.passes.forms import Form, Map, Opaque, Rows, classify, is_narrow
 from graphc.reference import evaluate
 
 RNG = np.random.default_rng(0)
@@ -34,6 +34,7 @@ ROWS = (
     "rows lanes=2 unroll=1 blocks=7 buffer=64",
 )
 COLUMNS = (*ROWS, "columns lanes=4 unroll=2 blocks=3", "columns lanes=2 unroll=1 blocks=9")
+NARROW = ("narrow lanes=4 blocks=3", "narrow lanes=2 blocks=1")
 SHAPES = [(), (1,), (7,), (0,), (33,), (3, 5), (4, 16), (1, 9), (9, 1), (2, 3, 5), (2, 1, 8), (0, 4), (4, 0)]
 FULL = [shape for shape in SHAPES if shape and 0 not in shape]
 shapes = st.lists(st.integers(1, 6), min_size=1, max_size=2).map(tuple)
@@ -69,7 +70,10 @@ def feed(x: Value) -> np.ndarray:
 
 def check(form: type[Form], inputs: list[Value], outputs: list[Value], schedules: tuple[str | None, ...]) -> None:
     body = build("body", inputs, outputs)
-    assert isinstance(classify(body), form)
+    found_form = classify(body)
+    assert isinstance(found_form, form)
+    if isinstance(found_form, Rows) and is_narrow(found_form):
+        schedules = (*schedules, *NARROW)
     feeds = [feed(x) for x in inputs]
     wanted, _ = evaluate(body, feeds)
     for text in schedules:
@@ -202,6 +206,23 @@ def test_expensive_elements_are_kept_between_phases() -> None:
     for text, exponentials in (("rows lanes=8 unroll=1 blocks=1 buffer=64", 1), (ROWS[2], 2)):
         function = lower(body, "softmax", AVX2, schedule.parse(text or ""))
         assert str(function.body).count("op='exp'") == exponentials
+
+
+@pytest.mark.parametrize(
+    ("shape", "narrow"), [((64, 10), True), ((64, 16), True), ((64, 17), False), ((3, 10), True), ((1, 10), False)]
+)
+def test_short_rows_stand_side_by_side(shape: tuple[int, ...], narrow: bool) -> None:
+    x = value(shape)
+    form = classify(body := build("softmax", [x], [softmax(x, 1)]))
+    assert isinstance(form, Rows)
+    assert isinstance(schedule.choose(body, form, AVX2), schedule.NarrowSchedule) == narrow
+
+
+def test_rows_that_lie_apart_cannot_stand_side_by_side() -> None:
+    x = value((64, 10))
+    body = build("softmax", [x], [softmax(x, 0)])
+    with pytest.raises(LoweringError, match="lie apart"):
+        lower(body, "softmax", AVX2, schedule.parse(NARROW[0]))
 
 
 def test_an_accumulation_with_several_blocks_has_partial_results() -> None:

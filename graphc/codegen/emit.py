@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from graphc.codegen import scalar
-from graphc.codegen.llvm import Body, Module, constant, llvm_type
+from graphc.codegen.llvm import Body, Module, constant, llvm_type, memory_type
 from graphc.codegen.memory import Element, Memory, Offset, Run, Spread
 from graphc.codegen.numbers import Mask, Numbers
 from graphc.errors import LoweringError
@@ -239,8 +239,8 @@ class _Emitter:
 
     def transpose(self, buffer: Buffer) -> None:
         """Rows are vectors; blocks of 1, 2, 4, … lanes beside the diagonal change places, in pairs of rows."""
-        side, kind = buffer.shape[0], llvm_type(buffer.dtype, buffer.shape[0])
-        base, element = self.memory.base[buffer], llvm_type(buffer.dtype)
+        side, base, element = buffer.shape[0], self.memory.base[buffer], memory_type(buffer.dtype)
+        kind = f"<{side} x {element}>"
         places = [self.body.emit(f"getelementptr {element}, ptr {base}, i64 {row * side}") for row in range(side)]
         rows = [self.body.emit(f"load {kind}, ptr {place}, align 64") for place in places]
         block = side // 2

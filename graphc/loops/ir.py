@@ -4,7 +4,8 @@ Invariants, checked by `loops.verify`:
  1. every variable in an index is bound by an enclosing loop, every `Read` by an earlier `Let` in scope;
  2. for all values of the loop variables a load or store lies inside its buffer, or stands under conditions that
     exclude the rest (`If`, or a load's own `conditions`);
- 3. vector loops are innermost but for unrolled ones, and one vector variable is in scope at most;
+ 3. inside a vector loop are only unrolled and serial ones, which all lanes walk together: one vector variable is in
+    scope at most;
  4. parallel loops are outermost, and no two of their iterations write the same element.
 
 Semantics:

@@ -11,9 +11,18 @@ from graphc.loops.columns import lower_columns
 from graphc.loops.contract import lower_contract
 from graphc.loops.ir import Function
 from graphc.loops.maps import lower_map
+from graphc.loops.narrow import lower_narrow
 from graphc.loops.opaque import lower_opaque
 from graphc.loops.rows import lower_rows
-from graphc.loops.schedule import ColumnsSchedule, ContractSchedule, MapSchedule, RowsSchedule, Schedule, choose
+from graphc.loops.schedule import (
+    ColumnsSchedule,
+    ContractSchedule,
+    MapSchedule,
+    NarrowSchedule,
+    RowsSchedule,
+    Schedule,
+    choose,
+)
 from graphc.loops.target import Target
 from graphc.passes.forms import Contract, Map, Opaque, Rows, classify
 
@@ -43,6 +52,8 @@ def lower(body: Graph, name: str, target: Target, schedule: Schedule | None = No
             return lower_rows(body, form, name, schedule)
         case Rows(), ColumnsSchedule():
             return lower_columns(body, form, name, schedule)
+        case Rows(), NarrowSchedule():
+            return lower_narrow(body, form, name, schedule)
         case Contract(), ContractSchedule():
             return lower_contract(body, form, name, schedule)
     raise LoweringError(f"kernel {name} is a {type(form).__name__.lower()} kernel; its schedule is {schedule}")

@@ -3,6 +3,7 @@
     map lanes=8 unroll=4 blocks=16 tile=64
     rows lanes=8 unroll=4 blocks=32 buffer=16384
     columns lanes=8 unroll=4 blocks=8
+    narrow lanes=16 blocks=8
     contract axis=1 lanes=16 vectors=3 rows=8 unroll=1 blocks=8 strip=4 parts=1 steps=1 pack=1 fma=1
 
 Lanes and unroll fix the order in which a row is summed, blocks the order in which rows are: with the same schedule
@@ -19,7 +20,7 @@ from graphc.ir.graph import Graph
 from graphc.ir.op import Elementwise
 from graphc.ir.types import DType
 from graphc.loops.target import Target
-from graphc.passes.forms import Map, Opaque, Rows, is_single_phase, lies_across
+from graphc.passes.forms import Map, Opaque, Rows, is_narrow, is_single_phase, lies_across
 
 BLOCK_COST = 64 * 1024  # scalar operations that are worth handing to another thread
 MOST_BLOCKS = 32
@@ -70,6 +71,17 @@ class ColumnsSchedule:
         return _text("columns", self)
 
 
+@dataclass(frozen=True, slots=True)
+class NarrowSchedule:
+    """Short rows, one in each lane, and blocks of tiles of them."""
+
+    lanes: int
+    blocks: int
+
+    def __str__(self) -> str:
+        return _text("narrow", self)
+
+
 PACK_NEVER, PACK_FIRST, PACK_EACH = range(3)
 
 
@@ -106,11 +118,12 @@ class ContractSchedule:
         return _text("contract", self)
 
 
-Schedule = MapSchedule | RowsSchedule | ColumnsSchedule | ContractSchedule
+Schedule = MapSchedule | RowsSchedule | ColumnsSchedule | NarrowSchedule | ContractSchedule
 _KINDS: dict[str, type[Schedule]] = {
     "map": MapSchedule,
     "rows": RowsSchedule,
     "columns": ColumnsSchedule,
+    "narrow": NarrowSchedule,
     "contract": ContractSchedule,
 }
 
@@ -134,12 +147,23 @@ def choose(body: Graph, form: Map | Rows | Opaque, target: Target) -> Schedule:
     work = share(math.prod(form.space) * cost(body))
     if lies_across(form) and not form.accumulations and not _is_wide(body, form):
         return ColumnsSchedule(lanes, 4, work)
+    if is_narrow(form) and _fits_lanes(form, lanes):
+        return NarrowSchedule(lanes, work)
     return RowsSchedule(lanes, _in_flight(cost(body)), work, 16 * 1024)
 
 
 def _in_flight(cost: int) -> int:
     """Vectors side by side: as many as stay in registers. A function like tanh fills many, and has work enough."""
     return 4 if cost <= 24 else 2 if cost <= 36 else 1
+
+
+def _fits_lanes(form: Rows, lanes: int) -> bool:
+    """Whether rows are short and many enough to stand side by side: turning them costs about two operations each."""
+    return (
+        math.prod(form.space[axis] for axis in form.axes)
+        <= 2 * lanes
+        <= 8 * math.prod(form.space[axis] for axis in form.kept)
+    )
 
 
 def _is_wide(body: Graph, form: Rows) -> bool:

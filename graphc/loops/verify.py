@@ -6,8 +6,8 @@
     in scope with the same dtype; neither is bound twice in one scope.
  3. bounds: every access lies inside its buffer for all values of the variables that pass the conditions around it;
     a divisor is positive, a position that is data stands for index 0 along its axis.
- 4. vector loops: lanes are a power of two, 1 <= extent <= lanes; inside are only unrolled loops, no `Check`, and a
-    `Store` to one place stores one value.
+ 4. vector loops: lanes are a power of two, 1 <= extent <= lanes; inside are only unrolled and serial loops, no `Check`,
+    and a `Store` to one place stores one value.
  5. parallel loops are in no other loop; every element that they write outside their own locals depends on their
     variable, and none is a local from outside; no `Check` is inside.
  6. a `Transpose` is of a square local of its own thread, outside vector loops.
@@ -146,7 +146,7 @@ def _loop(loop: Loop, scope: _Scope) -> None:
     var = loop.var
     if var.name in scope.variables:
         scope.fail(f"variable {var} is bound twice")
-    if scope.vector is not None and loop.kind is not LoopKind.UNROLLED:
+    if scope.vector is not None and loop.kind not in (LoopKind.UNROLLED, LoopKind.SERIAL):
         scope.fail(f"{loop.kind.value} loop {var} stands in vector loop {scope.vector}")
     changes: dict[str, object] = {"variables": {**scope.variables, var.name: var}, "loops": scope.loops + 1}
     match loop.kind:

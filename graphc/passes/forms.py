@@ -292,6 +292,22 @@ def lies_across(form: Rows) -> bool:
     return inner >= 0 and inner not in form.axes
 
 
+def is_narrow(form: Rows) -> bool:
+    """Whether rows follow each other in memory and every accumulation is over all rows."""
+    wide = [axis for axis, extent in enumerate(form.space) if extent > 1]
+    kept, along = (set(wide) & set(axes) for axes in (form.kept, form.axes))
+    if not along or not kept or max(kept) > min(along):
+        return False
+    return all(kept.isdisjoint(_left(form, node)) for node in form.accumulations)
+
+
+def _left(form: Rows, accumulation: Node) -> set[int | None]:
+    """The axes of the space that an accumulation's result has."""
+    (operand,) = accumulation.inputs
+    placement = output_placement(form, operand) or ()
+    return {axis for d, axis in enumerate(placement) if d not in accumulation.attrs["axes"]}
+
+
 # In-place outputs --------------------------------------------------------------------------------------------
 
 

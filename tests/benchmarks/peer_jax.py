@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,17 +10,19 @@ import jax
 import jax.numpy as np
 from jax import lax
 
-HEADS, LR = 4, 0.01
+LR = 0.01
 
 
-def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: Any, threads: int) -> Callable[[], Any]:
+def build(
+    variant: str, family: str, sizes: Sequence[int], kind: str, given: Mapping[str, Any], state: Any, threads: int
+) -> Callable[[], Any]:
     """One step."""
 
     def linear(p: Any, x: Any, key: str) -> Any:
         return x @ p[f"{key}.weight"].T + p[f"{key}.bias"]
 
-    def mlp(p: Any, x: Any, layers: int) -> Any:
-        for n in range(layers):
+    def mlp(p: Any, x: Any) -> Any:
+        for n in range(len(sizes) - 1):
             x = linear(p, x if n == 0 else jax.nn.relu(x), str(2 * n))
         return x
 
@@ -37,10 +39,11 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
         return lax.reduce_window(x, -np.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
     def cnn(p: Any, x: Any) -> Any:
-        for key in ("0", "3"):
+        last = 3 * (len(sizes) - 4)
+        for key in range(0, last, 3):
             x = pool(jax.nn.relu(conv(x, p[f"{key}.weight"], 1, 0) + p[f"{key}.bias"]))
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # torch's order
-        return linear(p, jax.nn.relu(linear(p, x, "7")), "9")
+        return linear(p, jax.nn.relu(linear(p, x, f"{last + 1}")), f"{last + 3}")
 
     def norm(p: Any, x: Any, key: str) -> Any:
         mean = x.mean((0, 1, 2))
@@ -49,7 +52,8 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
 
     def resnet(p: Any, x: Any) -> Any:
         x = jax.nn.relu(norm(p, conv(x, p["stem.weight"]), "bn"))
-        for n, stride in enumerate((1, 2, 2)):
+        for n in range(len(sizes)):
+            stride = 1 + (n > 0)
             key = f"blocks.{n}"
             y = jax.nn.relu(norm(p, conv(x, p[f"{key}.conv1.weight"], stride), f"{key}.bn1"))
             y = norm(p, conv(y, p[f"{key}.conv2.weight"]), f"{key}.bn2")
@@ -64,14 +68,15 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
         return (x - mean) * lax.rsqrt(var + 1e-5) * p[f"{key}.weight"] + p[f"{key}.bias"]
 
     def gpt(p: Any, x: Any) -> Any:
+        layers, width, heads, *_ = sizes
         x = p["tokens.weight"][x] + p["places.weight"]
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         mask = np.tril(np.ones((length, length), bool))
-        for n in range(4):
+        for n in range(layers):
             key = f"blocks.{n}"
-            parts = linear(p, layer_norm(p, x, f"{key}.ln1"), f"{key}.qkv").reshape(batch, length, 3, HEADS, -1)
+            parts = linear(p, layer_norm(p, x, f"{key}.ln1"), f"{key}.qkv").reshape(batch, length, 3, heads, -1)
             q, k, v = (parts[:, :, m].transpose(0, 2, 1, 3) for m in range(3))
-            scores = np.where(mask, q @ k.transpose(0, 1, 3, 2) * (width // HEADS) ** -0.5, -np.inf)
+            scores = np.where(mask, q @ k.transpose(0, 1, 3, 2) * (width // heads) ** -0.5, -np.inf)
             seen = (jax.nn.softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(batch, length, width)
             x = x + linear(p, seen, f"{key}.proj")
             hidden = jax.nn.gelu(linear(p, layer_norm(p, x, f"{key}.ln2"), f"{key}.fc1"), approximate=True)
@@ -100,17 +105,15 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
         return lambda p, d: entropy(net(p, d["x"]), d["label"])
 
     value = {
-        "mlp_full": classified(partial(mlp, layers=2)),
-        "mlp_64": classified(partial(mlp, layers=2)),
-        "mlp_wide": classified(partial(mlp, layers=3)),
-        "mlp_infer1": lambda p, d: mlp(p, d["x"], 2),
+        "mlp": classified(mlp),
+        "infer": lambda p, d: mlp(p, d["x"]),
         "cnn": classified(cnn),
         "resnet": classified(resnet),
         "gpt": classified(gpt),
         "lstm": classified(lstm),
         "elementwise": elementwise,
         "layernorm": lambda p, d: np.sum(jax.nn.gelu(layer_norm(p, d["x"], "ln"), approximate=True) * d["w"]),
-    }[name]
+    }[family]
     p = {
         key: np.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
         for key, array in state.items()
@@ -119,7 +122,7 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
     arrays = {key: np.asarray(a.transpose(0, 2, 3, 1) if a.ndim == 4 else a) for key, a in given.items()}
     if kind == "infer":
         function = jax.jit(value)
-        if name == "mlp_infer1":
+        if family == "infer":
             return lambda: __import__("numpy").asarray(function(p, given))
         return lambda: float(function(p, arrays))
     if kind == "gradients":

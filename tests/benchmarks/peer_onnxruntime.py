@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 
-def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: Any, threads: int) -> Callable[[], Any]:
+def build(
+    variant: str, family: str, sizes: Sequence[int], kind: str, given: Mapping[str, Any], state: Any, threads: int
+) -> Callable[[], Any]:
     """One call."""
-    if name != "mlp_infer1":
-        raise ModuleNotFoundError(f"no {name} for ONNX Runtime")
-    ready = session(name, given["x"], state, threads)
+    if family != "infer":
+        raise ModuleNotFoundError(f"no {family} for ONNX Runtime")
+    ready = session(sizes, given["x"], state, threads)
     return lambda: ready.run(None, {"x": given["x"]})[0]
 
 
-def session(name: str, x: Any, state: Mapping[str, Any], threads: int) -> onnxruntime.InferenceSession:
+def session(sizes: Sequence[int], x: Any, state: Mapping[str, Any], threads: int) -> onnxruntime.InferenceSession:
     """The network on arrays like `x`."""
-    nodes = [
-        helper.make_node("Gemm", ["x", "0.weight", "0.bias"], ["h"], transB=1),
-        helper.make_node("Relu", ["h"], ["r"]),
-        helper.make_node("Gemm", ["r", "2.weight", "2.bias"], ["y"], transB=1),
-    ]
+    nodes, source = [], "x"
+    for n in range(0, 2 * len(sizes) - 2, 2):
+        nodes += [helper.make_node("Relu", [source], [f"r{n}"])] * (n > 0)
+        source = f"r{n}" if n else source
+        nodes.append(helper.make_node("Gemm", [source, f"{n}.weight", f"{n}.bias"], [f"h{n}"], transB=1))
+        source = f"h{n}"
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 10))]
+    outputs = [helper.make_tensor_value_info(source, TensorProto.FLOAT, (len(x), sizes[-1]))]
     weights = [numpy_helper.from_array(array, key) for key, array in state.items()]
     model = helper.make_model(
-        helper.make_graph(nodes, name, inputs, outputs, weights), opset_imports=[helper.make_opsetid("", 13)]
+        helper.make_graph(nodes, "infer", inputs, outputs, weights), opset_imports=[helper.make_opsetid("", 13)]
     )
     model.ir_version = 8
     options = onnxruntime.SessionOptions()

@@ -5,7 +5,7 @@ It has no convolution with a gradient here; networks that would need a page of c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,13 +16,15 @@ LR = 0.01
 pytensor.config.floatX = "float32"
 
 
-def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: Any, threads: int) -> Callable[[], Any]:
+def build(
+    variant: str, family: str, sizes: Sequence[int], kind: str, given: Mapping[str, Any], state: Any, threads: int
+) -> Callable[[], Any]:
     """One step."""
     p = {key: pytensor.shared(array, key, borrow=True) for key, array in state.items()}
     arrays = {key: pytensor.shared(array, key, borrow=True) for key, array in given.items()}
 
-    def mlp(x: Any, layers: int) -> Any:
-        for n in range(layers):
+    def mlp(x: Any) -> Any:
+        for n in range(len(sizes) - 1):
             x = (x if n == 0 else pt.maximum(x, 0)) @ p[f"{2 * n}.weight"].T + p[f"{2 * n}.bias"]
         return x
 
@@ -40,22 +42,17 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
         gelu = 0.5 * y * (1 + pt.tanh(0.7978845608028654 * (y + 0.044715 * y * y * y)))
         return pt.sum(gelu * d["w"])
 
-    def classified(layers: int) -> Callable[[Any], Any]:
-        return lambda d: entropy(mlp(d["x"], layers), d["label"])
-
     value = {
-        "mlp_full": classified(2),
-        "mlp_64": classified(2),
-        "mlp_wide": classified(3),
+        "mlp": lambda d: entropy(mlp(d["x"]), d["label"]),
         "elementwise": elementwise,
         "layernorm": normed,
-    }.get(name)
-    if name == "mlp_infer1":
+    }.get(family)
+    if family == "infer":
         x = pt.matrix("x", dtype="float32")
-        forward = pytensor.function([x], mlp(x, 2), trust_input=True)
+        forward = pytensor.function([x], mlp(x), trust_input=True)
         return partial(forward, given["x"])
     if value is None:
-        raise ModuleNotFoundError(f"no {name} for PyTensor")
+        raise ModuleNotFoundError(f"no {family} for PyTensor")
     total = value(arrays)
     if kind == "infer":
         return pytensor.function([], total)

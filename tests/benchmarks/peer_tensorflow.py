@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-HEADS, LR = 4, 0.01
+LR = 0.01
 
 
-def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: Any, threads: int) -> Callable[[], Any]:
+def build(
+    variant: str, family: str, sizes: Sequence[int], kind: str, given: Mapping[str, Any], state: Any, threads: int
+) -> Callable[[], Any]:
     """One step; `variant` is "graph" or "xla"."""
     p = {}
     for key, array in state.items():
@@ -23,8 +25,8 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
         product = tf.nn.bias_add(tf.matmul(flat, p[f"{key}.weight"], transpose_b=True), p[f"{key}.bias"])
         return tf.reshape(product, (*x.shape[:-1], product.shape[-1]))
 
-    def mlp(x: Any, layers: int) -> Any:
-        for n in range(layers):
+    def mlp(x: Any) -> Any:
+        for n in range(len(sizes) - 1):
             x = linear(x if n == 0 else tf.nn.relu(x), str(2 * n))
         return x
 
@@ -41,17 +43,21 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
         return tf.nn.conv2d(x, w, stride, padding if stride == 1 else "VALID")
 
     def cnn(x: Any) -> Any:
-        for key in ("0", "3"):
-            x = tf.nn.max_pool2d(tf.nn.relu(tf.nn.bias_add(conv(x, key, 1, "VALID"), p[f"{key}.bias"])), 2, 2, "VALID")
+        last = 3 * (len(sizes) - 4)
+        for key in range(0, last, 3):
+            x = tf.nn.max_pool2d(
+                tf.nn.relu(tf.nn.bias_add(conv(x, f"{key}", 1, "VALID"), p[f"{key}.bias"])), 2, 2, "VALID"
+            )
         x = tf.reshape(tf.transpose(x, (0, 3, 1, 2)), (x.shape[0], -1))  # torch's order
-        return linear(tf.nn.relu(linear(x, "7")), "9")
+        return linear(tf.nn.relu(linear(x, f"{last + 1}")), f"{last + 3}")
 
     def norm(x: Any, key: str) -> Any:
         return tf.compat.v1.nn.fused_batch_norm(x, p[f"{key}.weight"], p[f"{key}.bias"], epsilon=1e-5)[0]
 
     def resnet(x: Any) -> Any:
         x = tf.nn.relu(norm(conv(x, "stem"), "bn"))
-        for n, stride in enumerate((1, 2, 2)):
+        for n in range(len(sizes)):
+            stride = 1 + (n > 0)
             key = f"blocks.{n}"
             y = tf.nn.relu(norm(conv(x, f"{key}.conv1", stride), f"{key}.bn1"))
             y = norm(conv(y, f"{key}.conv2"), f"{key}.bn2")
@@ -65,14 +71,15 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
         return (x - mean) * tf.math.rsqrt(var + 1e-5) * p[f"{key}.weight"] + p[f"{key}.bias"]
 
     def gpt(x: Any) -> Any:
+        layers, width, heads, *_ = sizes
         x = tf.gather(p["tokens.weight"], x) + p["places.weight"]
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         mask = tf.linalg.band_part(tf.ones((length, length)), -1, 0) > 0
-        for n in range(4):
+        for n in range(layers):
             key = f"blocks.{n}"
-            parts = tf.reshape(linear(layer_norm(x, f"{key}.ln1"), f"{key}.qkv"), (batch, length, 3, HEADS, -1))
+            parts = tf.reshape(linear(layer_norm(x, f"{key}.ln1"), f"{key}.qkv"), (batch, length, 3, heads, -1))
             q, k, v = tf.unstack(tf.transpose(parts, (2, 0, 3, 1, 4)))
-            scores = tf.matmul(q, k, transpose_b=True) * (width // HEADS) ** -0.5
+            scores = tf.matmul(q, k, transpose_b=True) * (width // heads) ** -0.5
             seen = tf.matmul(tf.nn.softmax(tf.where(mask, scores, -float("inf"))), v)
             x = x + linear(tf.reshape(tf.transpose(seen, (0, 2, 1, 3)), (batch, length, width)), f"{key}.proj")
             hidden = tf.nn.gelu(linear(layer_norm(x, f"{key}.ln2"), f"{key}.fc1"), approximate=True)
@@ -82,7 +89,7 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
     def lstm(x: Any) -> Any:
         """Written out in a graph; a loop for XLA, whose compiler takes minutes for it otherwise."""
         sums = linear_ih(x)
-        hidden = cell = tf.zeros((x.shape[0], 256))
+        hidden = cell = tf.zeros((x.shape[0], sizes[1]))
         outputs = tf.TensorArray(tf.float32, x.shape[1], element_shape=hidden.shape)
         for t in tf.range(x.shape[1]) if variant == "xla" else range(x.shape[1]):
             now = sums[:, t] + tf.matmul(hidden, p["lstm.weight_hh_l0"], transpose_b=True)
@@ -99,25 +106,23 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
     def elementwise(d: Any) -> Any:
         return tf.reduce_sum(tf.tanh(d["a"] * d["b"] + d["d"]) * tf.sigmoid(d["e"]) + tf.exp(-d["a"] * d["a"]))
 
-    def classified(net: Any, *args: Any) -> Any:
-        return lambda d: entropy(net(d["x"], *args), d["label"])
+    def classified(net: Any) -> Any:
+        return lambda d: entropy(net(d["x"]), d["label"])
 
     value = {
-        "mlp_full": classified(mlp, 2),
-        "mlp_64": classified(mlp, 2),
-        "mlp_wide": classified(mlp, 3),
-        "mlp_infer1": lambda d: mlp(d["x"], 2),
+        "mlp": classified(mlp),
+        "infer": lambda d: mlp(d["x"]),
         "cnn": classified(cnn),
         "resnet": classified(resnet),
         "gpt": classified(gpt),
         "lstm": classified(lstm),
         "elementwise": elementwise,
         "layernorm": lambda d: tf.reduce_sum(tf.nn.gelu(layer_norm(d["x"], "ln"), approximate=True) * d["w"]),
-    }[name]
+    }[family]
     compiled = tf.function(jit_compile=variant == "xla")
     if kind == "infer":
         forward = compiled(lambda d: value(d))
-        if name == "mlp_infer1":
+        if family == "infer":
             return lambda: forward({"x": tf.constant(given["x"])}).numpy()
         return lambda: float(forward(arrays))
     names = list(p)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-HEADS, LR = 4, 0.01
+LR, CLASSES = 0.01, 10
 
 
 def mlp(*sizes: int) -> nn.Module:
@@ -20,12 +20,14 @@ def mlp(*sizes: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def cnn() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(1600, 128), nn.ReLU(), nn.Linear(128, 10),
-    )  # fmt: skip
+def cnn(image: int, inputs: int, window: int, hidden: int, *filters: int) -> nn.Module:
+    """Convolutions, each with a pooling of 2, and two linear layers."""
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise((inputs, *filters)):
+        layers += [nn.Conv2d(a, b, window), nn.ReLU(), nn.MaxPool2d(2)]
+        image = (image - window + 1) // 2
+    flat = filters[-1] * image * image
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES))
 
 
 class Residual(nn.Module):
@@ -44,37 +46,41 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self) -> None:
+    """A residual block of each width; all but the first halve the image."""
+
+    def __init__(self, *widths: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(16)
-        self.blocks = nn.Sequential(Residual(16, 16, 1), Residual(16, 32, 2), Residual(32, 64, 2))
-        self.fc = nn.Linear(64, 10)
+        self.stem = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(widths[0])
+        pairs = itertools.pairwise((widths[0], *widths))
+        self.blocks = nn.Sequential(*(Residual(a, b, 1 + (n > 0)) for n, (a, b) in enumerate(pairs)))
+        self.fc = nn.Linear(widths[-1], CLASSES)
 
     def forward(self, x: Any) -> Any:
         return self.fc(self.blocks(F.relu(self.bn(self.stem(x)))).mean((2, 3)))
 
 
 class Block(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        self.heads = heads
         self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Any) -> Any:
         batch, length, width = x.shape
-        parts = self.qkv(self.ln1(x)).reshape(batch, length, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
+        parts = self.qkv(self.ln1(x)).reshape(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=True)
         x = x + self.proj(seen.transpose(1, 2).reshape(batch, length, width))
         return x + self.fc2(F.gelu(self.fc1(self.ln2(x)), approximate="tanh"))
 
 
 class GPT(nn.Module):
-    def __init__(self, layers: int, width: int, length: int, vocabulary: int) -> None:
+    def __init__(self, layers: int, width: int, heads: int, length: int, vocabulary: int) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
-        self.blocks = nn.Sequential(*(Block(width) for _ in range(layers)))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
         self.ln, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary)
 
     def forward(self, x: Any) -> Any:
@@ -82,18 +88,18 @@ class GPT(nn.Module):
 
 
 class Tagger(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, inputs: int, hidden: int, classes: int) -> None:
         super().__init__()
-        self.lstm, self.head = nn.LSTM(64, 256, batch_first=True), nn.Linear(256, 65)
+        self.lstm, self.head = nn.LSTM(inputs, hidden, batch_first=True), nn.Linear(hidden, classes)
 
     def forward(self, x: Any) -> Any:
         return self.head(self.lstm(x)[0])
 
 
 class Norm(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.ln = nn.LayerNorm(1024)
+        self.ln = nn.LayerNorm(width)
 
 
 def _elementwise(net: Any, given: Mapping[str, Any]) -> Any:
@@ -109,26 +115,26 @@ def _tokens(net: Any, given: Mapping[str, Any]) -> Any:
     return F.cross_entropy(net(given["x"]).flatten(0, 1), given["label"].flatten())
 
 
-NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Mapping[str, Any]], Any]]] = {
-    "mlp_full": (lambda: mlp(784, 128, 10), _loss),
-    "mlp_64": (lambda: mlp(784, 128, 10), _loss),
-    "mlp_wide": (lambda: mlp(784, 1024, 1024, 10), _loss),
-    "mlp_infer1": (lambda: mlp(784, 128, 10), lambda net, given: net(given["x"])),
+FAMILIES: dict[str, tuple[Callable[..., nn.Module], Callable[[Any, Mapping[str, Any]], Any]]] = {
+    "mlp": (mlp, _loss),
+    "infer": (mlp, lambda net, given: net(given["x"])),
     "cnn": (cnn, _loss),
     "resnet": (ResNet, _loss),
-    "gpt": (lambda: GPT(4, 128, 128, 65), _tokens),
+    "gpt": (GPT, _tokens),
     "lstm": (Tagger, _tokens),
     "elementwise": (nn.Identity, _elementwise),
     "layernorm": (Norm, lambda net, given: (F.gelu(net.ln(given["x"]), approximate="tanh") * given["w"]).sum()),
 }
 
 
-def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: Any, threads: int) -> Callable[[], Any]:
+def build(
+    variant: str, family: str, sizes: Sequence[int], kind: str, given: Mapping[str, Any], state: Any, threads: int
+) -> Callable[[], Any]:
     """One step; `variant` is "eager", "compile", "channels_last" or "compile_channels_last"."""
     torch.compiler.reset()  # a step built before, with other sizes, must not make these sizes variables
     torch.set_num_threads(threads)
-    make, value = NETS[name]
-    net = make()
+    make, value = FAMILIES[family]
+    net = make(*sizes)
     net.load_state_dict({key: torch.tensor(array) for key, array in state.items()})
     arrays = {key: torch.tensor(array) for key, array in given.items()}
     compiles = variant.startswith("compile")
@@ -136,7 +142,7 @@ def build(variant: str, name: str, kind: str, given: Mapping[str, Any], state: A
         net = net.to(memory_format=torch.channels_last)
         arrays["x"] = arrays["x"].to(memory_format=torch.channels_last)
     if kind == "infer":
-        if name == "mlp_infer1":
+        if family == "infer":
             call = torch.compile(net) if compiles else net
 
             def infer() -> Any:

@@ -1,6 +1,6 @@
 """graphc against its peers on ten workloads: alternating in one run, medians and their ratios.
 
-    python tests/benchmarks/run.py [WORKLOAD ...] [--threads 2] [--seconds 4] [--python NAME=PATH] [--out FILE]
+    python tests/benchmarks/run.py [WORKLOAD ... | --others] [--threads 2] [--python NAME=PATH] [--out FILE]
 
 Each contender works in a process of its own, one at a time, in turns; those that are not installed are left out. All
 get the same arrays and parameters, and their losses must agree with graphc's. `--python tensorflow=path/to/python`
@@ -31,7 +31,7 @@ import chart
 import numpy as np
 import workloads
 from limits import Machine
-from workloads import WORKLOADS, Workload
+from workloads import ALL, OTHERS, WORKLOADS, Workload
 
 HERE = Path(__file__).parent
 CONTENDERS = (
@@ -49,7 +49,8 @@ class Worker:
     def __init__(self, contender: str, workload: Workload, threads: int, file: Path, python: str) -> None:
         """`file` holds the arrays; what contenders would keep on disk from one run to the next goes beside it."""
         self.name = contender
-        command = [python, str(HERE / "worker.py"), contender, workload.name, workload.kind, str(threads), str(file)]
+        task = workload.name, workload.family, json.dumps(workload.sizes), workload.kind
+        command = [python, str(HERE / "worker.py"), contender, *task, str(threads), str(file)]
         quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
         caches = {
             "TORCHINDUCTOR_CACHE_DIR": f"{file.parent}/inductor",
@@ -87,7 +88,7 @@ def measure(workload: Workload, options: argparse.Namespace) -> dict[str, dict[s
         np.savez(file, **{f"given/{k}": a for k, a in given.items()}, **{f"state/{k}": a for k, a in state.items()})
         workers = []
         for contender in options.contenders:
-            if contender.endswith("channels_last") and workload.name not in IMAGES:
+            if contender.endswith("channels_last") and workload.family not in IMAGES:
                 continue
             python = options.pythons.get(contender.partition("-")[0], sys.executable)
             worker = Worker(contender, workload, options.threads, file, python)
@@ -191,6 +192,7 @@ def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(WORKLOADS))
+    parser.add_argument("--others", action="store_true", help=f"other sizes of the same families: {', '.join(OTHERS)}")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=4.0, help="of steps, per contender and workload")
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
@@ -198,9 +200,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--out", help="write OUT.json and OUT.png")
     options = parser.parse_args()
     options.pythons = dict(pair.split("=", 1) for pair in options.python)
-    unknown = [name for name in options.workloads if name not in WORKLOADS]
+    unknown = [name for name in options.workloads if name not in ALL]
     if unknown:
-        parser.error(f"no workload {unknown[0]}; there are {', '.join(WORKLOADS)}")
+        parser.error(f"no workload {unknown[0]}; there are {', '.join(ALL)}")
     if "graphc" not in options.contenders:
         options.contenders.insert(0, "graphc")
     return options
@@ -209,7 +211,7 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, write."""
     options = parse_options()
-    chosen = [WORKLOADS[name] for name in options.workloads or WORKLOADS]
+    chosen = [ALL[name] for name in options.workloads or (OTHERS if options.others else WORKLOADS)]
     machine = Machine(options.threads, [workload.bytes for workload in chosen])
     lines = []
     machine.probe()

@@ -1,4 +1,6 @@
-"""One contender on one workload, in a process of its own: `worker.py CONTENDER WORKLOAD KIND THREADS ARRAYS.npz`.
+"""One contender on one workload, in a process of its own.
+
+    worker.py CONTENDER WORKLOAD FAMILY SIZES KIND THREADS ARRAYS.npz
 
 Commands come as lines on standard input, answers go as lines of JSON on standard output:
 
@@ -24,7 +26,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +40,14 @@ STEPS = 3
 class Contender:
     """A library and what it is to do."""
 
-    def __init__(self, name: str, workload: str, kind: str, threads: int, file: str) -> None:
+    def __init__(
+        self, name: str, workload: str, family: str, sizes: Sequence[int], kind: str, threads: int, file: str
+    ) -> None:
         import numpy as np  # after the environment is set
 
         self.library, _, self.variant = name.partition("-")
-        self.workload, self.kind, self.threads = workload, kind, threads
+        self.workload, self.threads = workload, threads
+        self.task = family, sizes, kind
         with np.load(file) as arrays:
             self.given = {name[6:]: arrays[name] for name in arrays.files if name.startswith("given/")}
             self.state = {name[6:]: arrays[name] for name in arrays.files if name.startswith("state/")}
@@ -90,18 +95,18 @@ class Contender:
     def build(self, module: Any, given: Mapping[str, Any]) -> Any:
         """One step of this contender on these arrays."""
         if self.library == "graphc":
-            return module.steps(module.WORKLOADS[self.workload], given, self.state, self.threads)
-        return module.build(self.variant, self.workload, self.kind, given, self.state, self.threads)
+            return module.steps(module.ALL[self.workload], given, self.state, self.threads)
+        return module.build(self.variant, *self.task, given, self.state, self.threads)
 
 
 def main() -> None:
     """Serve until standard input ends."""
-    contender, workload, kind, threads, file = sys.argv[1:]
+    contender, workload, family, sizes, kind, threads, file = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is not an answer
     os.environ |= dict.fromkeys(THREADS, threads)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
-    served = Contender(contender, workload, kind, int(threads), file)
+    served = Contender(contender, workload, family, json.loads(sizes), kind, int(threads), file)
     commands = {"start": served.start, "run": served.run, "memory": served.memory}
     for line in sys.stdin:
         command, *rest = line.split()
