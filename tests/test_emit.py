@@ -18,6 +18,8 @@ from graphc.loops.interpret import CheckFailed, run
 from graphc.loops.ir import Buffer, Function
 from graphc.loops.text import parse_function
 from graphc.loops.verify import verify
+from graphc.runtime.executable import symbols
+from graphc.runtime.team import members
 
 Array = np.ndarray[Any, Any]
 GUARD = 16  # elements on either side of an output that must stay as they are
@@ -25,10 +27,7 @@ GUARD = 16  # elements on either side of an output that must stay as they are
 
 def native(function: Function, inputs: Sequence[Array], threads: int = 0) -> tuple[tuple[Array, ...], int]:
     """Outputs and status of the compiled function. `threads` > 0: by that many threads at once."""
-    barrier = threading.Barrier(max(threads, 1))
-    callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda team: barrier.wait() and None)
-    symbols = {"barrier": ctypes.cast(callback, ctypes.c_void_p).value or 0}
-    compiled = jit.compile(emit(function, jit.host_target(), threaded=threads > 0), symbols)
+    compiled = jit.compile(emit(function, jit.host_target(), threaded=threads > 0), symbols(2))
     guarded = [_guarded(buffer) for buffer in (*function.outputs, *function.scratch)]
     given = [np.ascontiguousarray(a, b.dtype.numpy) for a, b in zip(inputs, function.inputs, strict=True)]
     pointers = [a.ctypes.data for a in given]
@@ -56,10 +55,10 @@ def _call(address: int, status: bool, pointers: list[int], threads: int) -> int:
     function = kind(address)
     if not threads:
         return int(function(*pointers) or 0)
-    found = [0] * threads
+    found, team = [0] * threads, members(threads)
 
     def work(number: int) -> None:
-        found[number] = int(function(*pointers, None, number, threads) or 0)
+        found[number] = int(function(*pointers, team.ctypes.data, number, threads) or 0)
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
     for worker in workers:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
 import re
 import threading
 import time
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,13 @@ import pytest
 
 import graphc as gx
 from graphc import nn, optim, pipeline, testing
-from graphc.codegen.jit import compile
+from graphc.codegen import team as code
+from graphc.codegen.emit import emit
+from graphc.codegen.jit import compile, host_target
 from graphc.codegen.step import emit_step
 from graphc.errors import ArgumentError, IndexRangeError
 from graphc.ir.text import parse
+from graphc.loops.text import parse_function
 from graphc.runtime import team
 from graphc.runtime.executable import symbols
 from graphc.runtime.team import available
@@ -174,6 +179,81 @@ def test_barriers_that_cannot_sleep_offer_the_processor(monkeypatch: pytest.Monk
     monkeypatch.setattr(platform, "system", lambda: "Elsewhere")
     monkeypatch.setattr(team, "machine_code", functools.cache(team.machine_code.__wrapped__))
     assert meet(team.Team(3), 2000, 1) == 2000
+
+
+class Claims:
+    """What threads of a team that does not run would claim."""
+
+    def __init__(self, threads: int) -> None:
+        self.memory = team.members(threads)
+        word, number = ctypes.c_void_p, ctypes.c_int64
+        native = team.machine_code()
+        self._claim = ctypes.CFUNCTYPE(number, word, number, number, number)(native.address("claim"))
+
+    def claim(self, tid: int, loop: int, extent: int) -> range:
+        """Iterations of a loop."""
+        part = self._claim(self.memory.ctypes.data, tid, loop, extent)
+        return range(part >> 32, part & (2**32 - 1))
+
+    def rest(self, tid: int, loop: int, extent: int) -> list[int]:
+        """All that a thread is given until nothing is left."""
+        return list(chain.from_iterable(iter(lambda: self.claim(tid, loop, extent), range(0))))
+
+
+@pytest.mark.parametrize("extent", [0, 1, 2, 7, 64, 1000, 100_003])
+def test_a_thread_that_is_alone_gets_its_own_piece_and_then_the_others(extent: int) -> None:
+    own = extent // 3
+    for tid in range(3):
+        starts = [tid * extent // 3, (tid + 1) * extent // 3]
+        wanted = [*range(starts[0], extent), *range(starts[0])]
+        assert Claims(3).rest(tid, 0, extent) == wanted
+    assert Claims(1).claim(0, 0, extent) == range(extent)
+    assert not extent or len(Claims(3).claim(0, 0, extent)) <= max(1, own)
+
+
+def test_who_is_late_finds_nothing_left_and_leaves_the_next_loop_whole() -> None:
+    claims = Claims(2)
+    assert claims.claim(1, 0, 10) == range(5, 6)  # and is held up
+    assert claims.rest(0, 0, 10) == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    assert claims.claim(0, 1, 8) == range(1)
+    assert not claims.claim(1, 0, 10)
+    assert claims.rest(1, 1, 8) == [4, 5, 6, 7, 1, 2, 3]
+
+
+def test_loops_have_new_numbers_after_a_barrier() -> None:
+    claims = Claims(2)
+    barrier = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(team.machine_code().address("barrier"))
+    for _ in range(3):
+        assert claims.rest(0, 0, 5) == [0, 1, 2, 3, 4]
+        assert not claims.rest(1, 0, 5)
+        other = threading.Thread(target=barrier, args=(claims.memory.ctypes.data,))
+        other.start()
+        barrier(claims.memory.ctypes.data)
+        other.join()
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_threads_together_claim_everything_once(threads: int) -> None:
+    claims, found = Claims(threads), [[] for _ in range(threads)]
+
+    def work(tid: int) -> None:
+        for loop in range(4):
+            found[tid] += [(loop, number) for number in claims.rest(tid, loop, 10_000)]
+
+    workers = [threading.Thread(target=work, args=(tid,)) for tid in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(chain(*found)) == [(loop, number) for loop in range(4) for number in range(10_000)]
+
+
+def test_many_loops_without_a_dependence_still_have_numbers_of_their_own() -> None:
+    count = 2 * code.LOOPS + 3
+    outputs = ", ".join(f"y{n}: f32[4] out" for n in range(count))
+    loops = "".join(f"  for p{n} parallel 4 {{\n y{n}[p{n}] = x[p{n}]\n }}\n" for n in range(count))
+    text = emit(parse_function(f"kernel f(x: f32[4] in, {outputs}) {{\n{loops}}}"), host_target(), threaded=True)
+    assert text.count("call void @barrier") == 2
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="threads sleep by a system call of Linux")

@@ -1,25 +1,26 @@
 """Loops to LLVM text, without deciding anything: what is written here was chosen by `loops.schedule`.
 
     SERIAL    a counted loop                UNROLLED  its body, once for each number
-    VECTOR    its body once, on vectors     PARALLEL  as SERIAL; with `threaded`, the share of one thread
+    VECTOR    its body once, on vectors     PARALLEL  as SERIAL; with `threaded`, what one thread claims of it
 
 Invariants:
  1. no fast-math flag is written and `llvm.fma` only where the loops say `fma`;
  2. parameters are pointers, inputs then outputs then scratch, in order; outputs may lie where an input lies, scratch
     overlaps nothing. With `threaded` follow `ptr team, i64 tid, i64 threads`, and all threads call the function;
  3. a function with a `Check` returns i64, 0 or the code of the first that fails; any other returns nothing;
- 4. threads share the parallel loops in contiguous pieces. Between them every thread computes locals for itself, thread
-    0 alone writes memory, and `void @barrier(ptr team)` is called where another thread's writes may be read. Nobody
-    waits at the end: that is the caller's.
+ 4. threads claim iterations of the parallel loops (`codegen.team`). Between them every thread computes locals for
+    itself, thread 0 alone writes memory, and `void @barrier(ptr team)` is called where another thread's writes may be
+    read. Nobody waits at the end: that is the caller's; all threads have met before the function is called.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from graphc.codegen import scalar
+from graphc.codegen import scalar, team
 from graphc.codegen.llvm import Body, Module, constant, llvm_type, memory_type
 from graphc.codegen.memory import Element, Memory, Offset, Run, Spread
 from graphc.codegen.numbers import Mask, Numbers
@@ -56,6 +57,7 @@ from graphc.loops.walk import declared, read, statements, written
 ATTRIBUTES = 'nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512"'
 TEAM = ("ptr %team", "i64 %tid", "i64 %threads")  # further parameters of a threaded function
 BARRIER = "declare void @barrier(ptr)"
+CLAIM = "declare i64 @claim(ptr, i64, i64, i64)"
 
 
 def emit(function: Function, target: Target, *, threaded: bool = False) -> str:
@@ -77,6 +79,22 @@ def add(function: Function, module: Module, *, threaded: bool = False) -> None:
     """Append the function, and what it needs, to a module."""
     emitter = _Emitter(function, module, threaded)
     module.add(emitter.function())
+
+
+@contextmanager
+def claims(body: Body, loop: int, extent: int) -> Iterator[tuple[str, str]]:
+    """Runs what is written inside for each part of a loop that this thread claims: its first iteration, and the one
+    behind its last. `loop` counts the loops since the last barrier."""
+    body.module.declare(CLAIM)
+    head, some, none = (body.label(hint) for hint in ("claim", "claimed", "none"))
+    body.void(f"br label %{head}")
+    body.start(head)
+    part = body.emit(f"call i64 @claim(ptr %team, i64 %tid, i64 {loop}, i64 {extent})")
+    body.void(f"br i1 {body.emit(f'icmp eq i64 {part}, 0')}, label %{none}, label %{some}")
+    body.start(some)
+    yield body.emit(f"lshr i64 {part}, 32"), body.emit(f"and i64 {part}, {2**32 - 1}")
+    body.void(f"br label %{head}")
+    body.start(none)
 
 
 def returns_status(function: Function) -> bool:
@@ -102,6 +120,7 @@ class _Emitter:
         self.mask = Mask((True,))
         self.reads: dict[str, _Value] = {}
         self.status = returns_status(function)
+        self.claimed = 0  # parallel loops since the last barrier
         self.widest = max((s.lanes for s in statements(function.body) if isinstance(s, Loop)), default=1)
 
     def function(self) -> str:
@@ -133,10 +152,12 @@ class _Emitter:
         for stmt in body:
             reads, writes = _memory(read([stmt])), _memory(written([stmt]))
             alone = bool(writes) and not _is_parallel(stmt)
-            if any(not (alone and before) and (w & (reads | writes) or r & writes) for before, r, w in pending):
+            needed = any(not (alone and before) and (w & (reads | writes) or r & writes) for before, r, w in pending)
+            if needed or self.claimed == team.LOOPS:
                 self.body.module.declare(BARRIER)
                 self.body.void("call void @barrier(ptr %team)")
                 pending.clear()
+                self.claimed = 0
             pending.append((alone, reads, writes))
             if alone and written([stmt]) - writes - declared([stmt]):
                 raise LoweringError(f"kernel {self.kernel.name}: one loop writes memory and a local that outlives it")
@@ -183,20 +204,17 @@ class _Emitter:
                 self.block(loop.body)
                 numbers.vector, numbers.lanes, self.mask = None, 1, Mask((True,))
             case LoopKind.PARALLEL if self.threaded:
-                start, stop = self.share(var.extent)
-                with self.memory.when(self.body.emit(f"icmp ult i64 {start}, {stop}")):
-                    self.counted(loop, start, stop)
+                self.shared(loop)
             case LoopKind.SERIAL | LoopKind.PARALLEL if var.extent > 1:
                 self.counted(loop, "0", str(var.extent))
             case _:
                 self.unrolled(loop)
 
-    def share(self, extent: int) -> tuple[str, str]:
-        """The piece of this thread: from extent * tid / threads to extent * (tid + 1) / threads."""
-        following = self.numbers.once(("following",), "add nuw nsw i64 %tid, 1")
-        ends = (self.body.emit(f"mul nuw nsw i64 {number}, {extent}") for number in ("%tid", following))
-        start, stop = (self.body.emit(f"udiv i64 {end}, %threads") for end in ends)
-        return start, stop
+    def shared(self, loop: Loop) -> None:
+        """What this thread claims, a part after the other."""
+        with claims(self.body, self.claimed, loop.var.extent) as (start, stop), self.numbers.inner():
+            self.counted(loop, start, stop)
+        self.claimed += 1
 
     def unrolled(self, loop: Loop) -> None:
         for number in range(loop.var.extent):

@@ -8,7 +8,7 @@
 A loop of the plan is a counted loop around a call of a function of its own, `i64 loop0(ptr table)`, which is made like
 the step, from the plan of the loop's step. Each thread fills a table on its own stack; from one round to the next the
 addresses of slices and results move on, and so do those of carries that are read back from results. The rounds of a
-loop in shares (`plan.steps.Loop`) are divided among threads, each of which runs its own as a team of one.
+loop in shares (`plan.steps.Loop`) are claimed by threads, each of which runs its own as a team of one.
 
 Checks come before any state is written (the planner's order), so a step that fails changes no state. Every thread
 runs the checks for itself: all of them leave at the same place. What comes after a check may be written over what it
@@ -22,7 +22,7 @@ from itertools import pairwise
 from math import prod
 
 from graphc.codegen import team
-from graphc.codegen.emit import ATTRIBUTES, BARRIER, add, returns_status
+from graphc.codegen.emit import ATTRIBUTES, BARRIER, add, claims, returns_status
 from graphc.codegen.llvm import Body, Module
 from graphc.ir.graph import Node
 from graphc.loops.ir import Buffer, Function
@@ -246,9 +246,20 @@ class _Step:
         if not frame.length:
             return
         table = self.table(step, frame)
-        body, emit = self.body, self.body.emit
+        if step.shares > 1:
+            parameters = self.alone()
+            with claims(self.body, 0, frame.length) as (start, stop):
+                self.rounds(step, frame, table, start, stop, parameters)
+            self.meet()
+        else:
+            parameters = ", ptr %team, i64 %tid, i64 %threads" if self.threaded else ""
+            self.rounds(step, frame, table, "0", str(frame.length), parameters)
+        self.copy_bytes([self.last_copy(frame, carry, result) for carry, result in back.items()])
+
+    def rounds(self, step: Loop, frame: _Frame, table: str, start: str, stop: str, parameters: str) -> None:
+        """Rounds from `start` to `stop`, by the team in the parameters."""
+        body, emit, back = self.body, self.body.emit, frame.back
         head, round, leave = (body.label(hint) for hint in ("head", "round", "leave"))
-        start, stop, team = self.rounds(step, frame)
         before = body.block
         body.void(f"br label %{head}")
         body.start(head)
@@ -264,27 +275,17 @@ class _Step:
             earlier = emit(f"{'add' if frame.is_reverse else 'sub'} i64 {place}, 1")
             stored = emit(f"getelementptr i8, ptr {base}, i64 {emit(f'mul i64 {earlier}, {pitch}')}")
             self.enter(table, frame.carry(carry), emit(f"select i1 {is_first}, ptr {first}, ptr {stored}"))
-        emit(f"call i64 @{self.names[step.plan]}(ptr {table}{team})")
+        emit(f"call i64 @{self.names[step.plan]}(ptr {table}{parameters})")
         body.add_incoming(number, emit(f"add i64 {number}, 1"), body.block)
         body.void(f"br label %{head}")
         body.start(leave)
-        if step.shares > 1:
-            self.meet()
-        self.copy_bytes([self.last_copy(frame, carry, result) for carry, result in back.items()])
 
-    def rounds(self, step: Loop, frame: _Frame) -> tuple[str, str, str]:
-        """This thread's first round, the one behind its last, and the team that runs them: all, or itself alone."""
-        if step.shares == 1:
-            return "0", str(frame.length), ", ptr %team, i64 %tid, i64 %threads" if self.threaded else ""
-        emit = self.body.emit
-        following = emit("add i64 %tid, 1")
-        start, stop = (
-            emit(f"udiv i64 {emit(f'mul i64 {tid}, {frame.length}')}, %threads") for tid in ("%tid", following)
-        )
-        alone = emit(f"alloca [{team.BYTES} x i8], align 64")
-        self.body.void(f"store [{team.BYTES} x i8] zeroinitializer, ptr {alone}")
-        self.body.void(f"store i64 1, ptr {emit(f'getelementptr i8, ptr {alone}, i64 {team.THREADS}')}")
-        return start, stop, f", ptr {alone}, i64 0, i64 1"
+    def alone(self) -> str:
+        """This thread as a team of one."""
+        alone = self.body.emit(f"alloca [{team.size(1)} x i8], align 64")
+        self.body.void(f"store [{team.size(1)} x i8] zeroinitializer, ptr {alone}")
+        self.body.void(f"store i64 1, ptr {self.body.emit(f'getelementptr i8, ptr {alone}, i64 {team.THREADS}')}")
+        return f", ptr {alone}, i64 0, i64 1"
 
     def table(self, step: Loop, frame: _Frame) -> str:
         """A table for a loop's function, with the addresses that stay the same."""
