@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,7 +45,8 @@ TOLERANCE = 2e-3  # of a loss after three steps, relative; sums of many terms ar
 
 
 class Worker:
-    """A contender's process."""
+    """A contender's process. It is stopped while it is not asked: threads that wait for work would spin into the turns
+    of others."""
 
     def __init__(self, contender: str, workload: Workload, threads: int, file: Path, python: str) -> None:
         """`file` holds the arrays; what contenders would keep on disk from one run to the next goes beside it."""
@@ -67,11 +69,14 @@ class Worker:
         """An answer; {"error": ...} from a process that has ended."""
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
+            self.process.send_signal(signal.SIGCONT)
             self.process.stdin.write(command + "\n")
             self.process.stdin.flush()
             return dict(json.loads(self.process.stdout.readline()))
         except (BrokenPipeError, json.JSONDecodeError):
             return {"error": "the process ended"}
+        finally:
+            self.process.send_signal(signal.SIGSTOP)
 
     def close(self) -> None:
         """End it."""
