@@ -14,7 +14,7 @@ from math import prod
 from graphc.ir.graph import Graph
 from graphc.loops.pack import nesting
 from graphc.loops.roles import NO_AXIS, Axes, Operand, Roles, assign, axes_of, candidates
-from graphc.loops.schedule import PACK_EACH, PACK_FIRST, PACK_NEVER, ContractSchedule, share
+from graphc.loops.schedule import MOST_BLOCKS, PACK_EACH, PACK_FIRST, PACK_NEVER, ContractSchedule, share
 from graphc.loops.target import Target
 from graphc.passes.forms import Contract
 
@@ -70,11 +70,10 @@ class _Choice:
         itemsize = form.contraction.output.dtype.itemsize
         along = roles.depth[-1].extent if roles.dots else roles.width
         lanes = min(target.lanes(itemsize), 1 << (along - 1).bit_length()) if axis != NO_AXIS else 1
-        work = roles.copies * roles.height * roles.width * roles.deep // lanes
         for cost, vectors, rows, unroll in (_dot_tiles if roles.dots else _tiles)(roles, lanes, itemsize, target):
             pack = PACK_NEVER if roles.dots else _packing(roles, rows, itemsize, target)
             broad = vectors * (1 if roles.dots else lanes)
-            blocks = min(share(work), BLOCKS) if pack == PACK_EACH else share(work)
+            blocks = min(share(round(PER_CYCLE * cost * roles.copies)), BLOCKS if pack == PACK_EACH else MOST_BLOCKS)
             parts, steps = _pieces(roles, pack, broad, blocks, itemsize, target)
             schedule = ContractSchedule(
                 axis=axis,
