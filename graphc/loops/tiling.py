@@ -32,10 +32,11 @@ PAGE_WALK = 1.0  # cycles to come to another page, which are mostly hidden
 ALIASED_WALK = 2.0  # the same where its lines compete with those of the page before
 FROM_MEMORY = 32  # times as long where that page is in no cache
 FAR_VECTOR = 0.3  # cycles that a vector of the panel adds when the panel does not stay in the first-level cache
-FROM_L2 = 2.5  # cycles for a vector that is not in the first-level cache
-STREAM, STREAMS = 1.0, 1.7  # the same for what is read once, in one stream or several: of one, more is fetched ahead
+FROM_L1, FROM_L2, FROM_L3 = 0.5, 1.25, 2.3  # cycles for a vector from a level of the cache, one behind the other
+SEEN = 0.25  # of what loads take beyond the first level, behind other work
+STREAM_COST = 0.2  # of that, for several streams: of one, more is fetched ahead
 COPY, COPY_ACROSS, GATHER, SCATTER = 0.3, 0.5, 3.0, 5.0  # cycles for an element
-DOT_COST = 1.15  # cycles for a vector of products: two loads for less than two
+DOT_LOAD = 0.225  # cycles that a vector of an operand adds to those of its products
 ROW_COST = 6  # cycles to put down a row of dot products
 FOLD = 3  # cycles for the lanes of one dot product
 MOST_DOTS = 20  # side by side
@@ -144,19 +145,19 @@ def _cycles(deep: int, rows: int, vectors: int, walk: float, far: float) -> floa
 def _dot_tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[Cost]:
     """(cycles for one point of the batch, columns, rows, accumulators of each) of the best tiles."""
     steps = prod(group.extent for group in roles.depth[:-1]) * -(-roles.depth[-1].extent // lanes)
-    far = FROM_L2 if roles.height * roles.deep * itemsize > target.l1 else 1.0
-    streamed = roles.width * roles.deep * itemsize > target.l1
+    left, panel = (extent * roles.deep * itemsize for extent in (roles.height, roles.width))
+    fetch = FROM_L3 if panel > target.l2 else FROM_L2 if panel > target.l1 else FROM_L1
+    far = FROM_L2 if left > target.l1 else FROM_L1
     found = []
     for rows in range(1, min(roles.height, 4) + 1):
         for cols in range(1, min(roles.width, MOST_DOTS // rows, 10) + 1):
             tiles = -(-roles.height // rows) * -(-roles.width // cols)
             uneven = bool(roles.height % rows) + bool(roles.width % cols)
-            if streamed and rows == roles.height:
-                loads = cols * (STREAM if cols == 1 else STREAMS)
-            else:
-                near = 1.0 if cols * roles.deep * itemsize <= target.l1 // 2 else FROM_L2
-                loads = rows * far + cols * near
-            step = max(DOT_COST * rows * cols, loads, LATENCY / max(1, steps))
+            times = 1 if cols * roles.deep * itemsize > target.l1 // 2 else -(-roles.height // rows)
+            near = (fetch + (times - 1) * FROM_L1) / times
+            loads = rows * far + cols * near * (1 + STREAM_COST * (cols > 1))
+            step = max(rows * cols / PER_CYCLE + DOT_LOAD * (rows + cols), loads, LATENCY / max(1, steps))
+            step += SEEN * (loads - FROM_L1 * (rows + cols))
             cycles = tiles * (steps * step + FOLD * rows * cols + ROW_COST * rows) * (1 + VARIANT_COST * uneven)
             found.append((cycles, cols, rows, max(1, min(2 * LATENCY // (rows * cols), steps))))
     return sorted(found)[:CANDIDATES]
