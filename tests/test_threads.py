@@ -250,9 +250,11 @@ def test_threads_together_claim_everything_once(threads: int) -> None:
 
 def test_many_loops_without_a_dependence_still_have_numbers_of_their_own() -> None:
     count = 2 * code.LOOPS + 3
-    outputs = ", ".join(f"y{n}: f32[4] out" for n in range(count))
-    loops = "".join(f"  for p{n} parallel 4 {{\n y{n}[p{n}] = x[p{n}]\n }}\n" for n in range(count))
-    text = emit(parse_function(f"kernel f(x: f32[4] in, {outputs}) {{\n{loops}}}"), host_target(), threaded=True)
+    outputs = ", ".join(f"y{n}: f32[{code.FEWEST}] out" for n in range(count))
+    loops = "".join(f"  for p{n} parallel {code.FEWEST} {{\n y{n}[p{n}] = x[p{n}]\n }}\n" for n in range(count))
+    text = emit(
+        parse_function(f"kernel f(x: f32[{code.FEWEST}] in, {outputs}) {{\n{loops}}}"), host_target(), threaded=True
+    )
     assert text.count("call void @barrier") == 2
 
 

@@ -8,9 +8,9 @@ Invariants:
  2. parameters are pointers, inputs then outputs then scratch, in order; outputs may lie where an input lies, scratch
     overlaps nothing. With `threaded` follow `ptr team, i64 tid, i64 threads`, and all threads call the function;
  3. a function with a `Check` returns i64, 0 or the code of the first that fails; any other returns nothing;
- 4. threads claim iterations of the parallel loops (`codegen.team`). Between them every thread computes locals for
-    itself, thread 0 alone writes memory, and `void @barrier(ptr team)` is called where another thread's writes may be
-    read. Nobody waits at the end: that is the caller's; all threads have met before the function is called.
+ 4. threads share the iterations of parallel loops, or claim them (`codegen.team`). Between the loops every thread
+    computes locals for itself, thread 0 alone writes memory, and `void @barrier(ptr team)` is called where another
+    thread's writes may be read. Nobody waits at the end: that is the caller's; all have met before the call.
 """
 
 from __future__ import annotations
@@ -211,10 +211,18 @@ class _Emitter:
                 self.unrolled(loop)
 
     def shared(self, loop: Loop) -> None:
-        """What this thread claims, a part after the other."""
-        with claims(self.body, self.claimed, loop.var.extent) as (start, stop), self.numbers.inner():
+        """Of a loop of many iterations what this thread claims, a part after the other; of one of few its own piece:
+        from extent * tid / threads to extent * (tid + 1) / threads."""
+        if loop.var.extent >= team.FEWEST:
+            with claims(self.body, self.claimed, loop.var.extent) as (start, stop), self.numbers.inner():
+                self.counted(loop, start, stop)
+            self.claimed += 1
+            return
+        following = self.numbers.once(("following",), "add nuw nsw i64 %tid, 1")
+        ends = (self.body.emit(f"mul nuw nsw i64 {number}, {loop.var.extent}") for number in ("%tid", following))
+        start, stop = (self.body.emit(f"udiv i64 {end}, %threads") for end in ends)
+        with self.memory.when(self.body.emit(f"icmp ult i64 {start}, {stop}")):
             self.counted(loop, start, stop)
-        self.claimed += 1
 
     def unrolled(self, loop: Loop) -> None:
         for number in range(loop.var.extent):

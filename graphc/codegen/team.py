@@ -34,6 +34,7 @@ from __future__ import annotations
 ARRIVED, GENERATION, THREADS, POSTED, STEP, TABLE, CLAIMS = 0, 128, 256, 384, 512, 520, 640
 PITCH = 128  # bytes from one thread's word to the next
 LOOPS = 16  # loops between two barriers that have numbers of their own
+FEWEST = 8  # iterations that are claimed; a loop of fewer is over sooner than a thread that is held up comes back
 PARTS = 6  # binary logarithm of the claims that a loop is cut into
 SPINS = 4096  # looks at a counter between two offers of the processor
 LONG, SHORT = 16384, 64  # looks at a barrier before sleep: some 300 µs, and one

@@ -22,8 +22,8 @@ from graphc.ir.types import DType
 from graphc.loops.target import Target
 from graphc.passes.forms import Map, Opaque, Rows, is_narrow, is_single_phase, lies_across
 
-BLOCK_COST = 64 * 1024  # scalar operations that are worth handing to another thread
-MOST_BLOCKS = 32
+BLOCK_COST, MOST_BLOCKS = 64 * 1024, 32  # scalar operations of a block, and how many blocks there are
+LEAST_COST, FEW_BLOCKS = 16 * 1024, 4  # the same where that makes few: some microseconds are worth handing over
 WIDE_ROW, WIDE_SPACE = 256, 128 * 1024  # elements: from here on columns are summed a row at a time
 STREAMS = 32  # rows that are as well read side by side
 _SIMPLE = 1
@@ -186,8 +186,8 @@ def cost(body: Graph) -> int:
 
 
 def share(work: int) -> int:
-    """How many blocks of about BLOCK_COST operations, within reason."""
-    return max(1, min(MOST_BLOCKS, work // BLOCK_COST))
+    """How many blocks for so many operations."""
+    return max(1, min(FEW_BLOCKS, work // LEAST_COST), min(MOST_BLOCKS, work // BLOCK_COST))
 
 
 def _text(kind: str, schedule: Schedule) -> str:
