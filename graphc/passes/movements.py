@@ -225,6 +225,37 @@ def exp_over_sum(node: Node) -> Value | None:
     return None
 
 
+def gradient_of_softmax(node: Node) -> Value | None:
+    """(g / b - sum(p g / b)) e = (g - sum(p g)) p, where p = e / b, and b is the same along the sum"""
+    for change, e in (node.inputs, node.inputs[::-1]):
+        added = _made_by(change, "add")
+        for share, spread in (added.inputs, added.inputs[::-1]) if added else ():
+            quotient, total = _made_by(share, "div"), _subtracted_sum(spread)
+            product = _made_by(total.inputs[0], "mul") if total else None
+            if quotient is None or total is None or product is None or share not in product.inputs:
+                continue
+            g, b = quotient.inputs
+            p = product.inputs[product.inputs[0] is share]
+            ratio, repeated, axes = _made_by(p, "div"), _made_by(b, "broadcast"), total.attrs["axes"]
+            if ratio is None or ratio.inputs != (e, b) or repeated is None or set(repeated.attrs["axes"]) & set(axes):
+                continue
+            kept = tuple(a for a in range(g.type.rank) if a not in axes)
+            same = ops.broadcast(ops.reduce_sum(ops.mul(p, g), axes=axes), shape=g.shape, axes=kept)
+            return ops.mul(ops.sub(g, same), p)
+    return None
+
+
+def _subtracted_sum(x: Value) -> Node | None:
+    """The sum whose negative is repeated along what was summed."""
+    spread = _made_by(x, "broadcast")
+    minus = _made_by(spread.inputs[0], "neg") if spread else None
+    total = _made_by(minus.inputs[0], "reduce_sum") if minus else None
+    if spread is None or total is None:
+        return None
+    kept = tuple(a for a in range(x.type.rank) if a not in total.attrs["axes"])
+    return total if spread.attrs["axes"] == kept else None
+
+
 def _shift(x: Value, axes: tuple[int, ...]) -> tuple[Value, Value]:
     """The maximum (0 where it is infinite), and x without it."""
     kept = tuple(a for a in range(x.type.rank) if a not in axes)
@@ -264,5 +295,5 @@ SIMPLIFICATIONS: dict[str, tuple[Simplification, ...]] = {
     "reduce_max": (reduce_nothing,),
     "reduce_min": (reduce_nothing,),
     "log": (log_of_sum_of_exp,),
-    "mul": (exp_over_sum,),
+    "mul": (exp_over_sum, gradient_of_softmax),
 }
