@@ -213,6 +213,12 @@ TOKENS += [
 ]
 
 
+def test_a_source_file_whose_name_begins_with_a_blank_reads_back() -> None:
+    text = print_graph(parse("graph f(%x: f32[2]) {\n  %0 = neg %x : f32[2]  // folder/ model.py:7\n  return %0\n}\n"))
+    assert "// model.py:7" in text
+    assert print_graph(parse(text)) == text
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_mutilated_text_is_refused_with_its_place_or_reads_back(seed: int) -> None:
     """Truncations, deletions, repetitions and foreign tokens: a ParseError or a graph, never another error."""

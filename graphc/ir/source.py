@@ -19,14 +19,14 @@ _override: ContextVar[tuple[Location | None] | None] = ContextVar("location", de
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A line of a file; prints with the full path, `short` without."""
+    """A line of a file; prints with the full path, `short` without it, and without blanks around, as it is read back."""
 
     file: str
     line: int
 
     @property
     def short(self) -> str:
-        return f"{os.path.basename(self.file)}:{self.line}"
+        return f"{os.path.basename(self.file).strip()}:{self.line}"
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
