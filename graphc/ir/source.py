@@ -19,7 +19,7 @@ _override: ContextVar[tuple[Location | None] | None] = ContextVar("location", de
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A line of a file; prints with the full path. `short` is without it, and without blanks around, as it reads back."""
+    """A line of a file; prints with the full path. `short` is without it, and without blanks around it."""
 
     file: str
     line: int
