@@ -16,10 +16,9 @@ The team is a block of memory, each counter in a cache line of its own.
 after the other; when nothing is left it claims from the others' pieces: where one is held up, since other processes
 take its processor, the others do its work. A thread's word in the team says which loop its piece is of (upper bits) and
 how many parts of it are taken (the lowest `COUNT` bits). The loop is numbered by the generation of the barrier and, as
-`loop`, by its place among the loops since then: a number comes again after 2**44 barriers, and a word that is older than
-half of them would be taken for a newer one. A thread goes to a next loop only when all of the last one is claimed;
-whoever comes there first numbers the words anew, and whoever is late finds that nothing was left. All threads must meet
-between two loops of one number.
+`loop`, by its place among the loops since then; a word of 2**43 barriers ago would be taken for a newer one. A thread
+goes to a next loop only when all of the last one is claimed; whoever comes there first numbers the words anew, and
+whoever is late finds that nothing was left. All threads must meet between two loops of one number.
 
 A thread that waits for work spins, and offers its processor to others now and then.
 
