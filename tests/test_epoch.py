@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import graphc as gx
-from graphc import nn, optim
+from graphc import compiler, nn, optim
 from graphc.errors import ArgumentError, FeedError, FeedTypeError, IndexRangeError, StateError
 from graphc.runtime import epoch
 
@@ -110,6 +110,15 @@ def test_a_generator_gives_every_epoch_another_order() -> None:
     first, second = (problem.step.epoch(scale, x, label, batch_size=ROWS, seed=random)[1] for _ in range(2))
     assert first.tobytes() != second.tobytes()
     np.testing.assert_array_equal(np.sort(first, axis=0), np.sort(second, axis=0))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_epochs_bind_the_graph_once_for_each_size_of_a_batch(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, bound, bind = Problem(mode), [], compiler.bind
+    monkeypatch.setattr(compiler, "bind", lambda graph, sizes: bound.append(sizes) or bind(graph, sizes))
+    for _ in range(3):
+        problem.step.epoch(*data(), batch_size=100)
+    assert bound == [{"batch": 100}, {"batch": ROWS - 200}]
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -118,6 +118,7 @@ REJECTED = {
     "vector loop i stands in vector loop v": "for v vector 8 lanes 8 {\n for i vector 2 lanes 2 {\n }\n}",
     "the lanes of v store different values": "for v vector 8 lanes 8 {\n let t = x[0, v]\n z[] = t\n}",
     "parallel loop p stands in another loop": "for i 2 {\n for p parallel 2 {\n  y[i, p] = 0.0:f32\n }\n}",
+    "parallel loop p stands under a condition": "if 0>=0 {\n for p parallel 2 {\n  y[0, p] = 0.0:f32\n }\n}",
     "every iteration of p writes the same element of z": "for p parallel 2 {\n z[] += 1.0:f32\n}",
     "writes local t": "local t: f32[2]\nfor p parallel 2 {\n t[p] = 1.0:f32\n}",
     "the value for z is i64, not f32": "z[] = n[0]",

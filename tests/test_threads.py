@@ -232,6 +232,16 @@ def test_loops_have_new_numbers_after_a_barrier() -> None:
         other.join()
 
 
+@pytest.mark.parametrize("barriers", [2**27, 2**28 - 1, 2**31, 2**40])
+def test_a_team_that_has_long_met_without_claims_still_shares_a_loop(barriers: int) -> None:
+    """Numbers of 32 bits took words of long ago for those of a next loop: nobody ran the loop at all."""
+    claims = Claims(2)
+    assert claims.rest(0, 0, 5) == [0, 1, 2, 3, 4]
+    claims.memory.view(np.int64)[code.GENERATION // 8] += barriers
+    assert claims.rest(1, 0, 5) == [2, 3, 4, 0, 1]
+    assert not claims.rest(0, 0, 5)
+
+
 @pytest.mark.parametrize("threads", [2, 3, 8])
 def test_threads_together_claim_everything_once(threads: int) -> None:
     claims, found = Claims(threads), [[] for _ in range(threads)]

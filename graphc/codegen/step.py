@@ -282,8 +282,9 @@ class _Step:
 
     def alone(self) -> str:
         """This thread as a team of one."""
+        self.module.declare("declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
         alone = self.body.emit(f"alloca [{team.size(1)} x i8], align 64")
-        self.body.void(f"store [{team.size(1)} x i8] zeroinitializer, ptr {alone}")
+        self.body.void(f"call void @llvm.memset.p0.i64(ptr {alone}, i8 0, i64 {team.size(1)}, i1 false)")
         self.body.void(f"store i64 1, ptr {self.body.emit(f'getelementptr i8, ptr {alone}, i64 {team.THREADS}')}")
         return f", ptr {alone}, i64 0, i64 1"
 

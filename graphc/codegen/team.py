@@ -14,14 +14,13 @@ The team is a block of memory, each counter in a cache line of its own.
 
 **Claims.** Each thread has a piece of a loop, the same as last time, so that its data is near. It claims a part of it
 after the other; when nothing is left it claims from the others' pieces: where one is held up, since other processes
-take its processor, the others do its work. A thread's word in the team says which loop it is in (upper half) and which
-iteration of its piece is the next (lower half). The loop is numbered by the generation of the barrier and, as `loop`,
-by its place among the loops since then. A thread goes to a next loop only when all of the last one is claimed; whoever
-comes there first numbers the words anew, and whoever is late finds that nothing was left. All threads must meet between
-two loops of one number.
+take its processor, the others do its work. A thread's word in the team says which loop its piece is of (upper bits) and
+how many parts of it are taken (the lowest `COUNT` bits). The loop is numbered by the generation of the barrier and, as
+`loop`, by its place among the loops since then; a word of 2**43 barriers ago would be taken for a newer one. A thread
+goes to a next loop only when all of the last one is claimed; whoever comes there first numbers the words anew, and
+whoever is late finds that nothing was left. All threads must meet between two loops of one number.
 
-A thread that waits for work spins, and offers
-its processor to others now and then.
+A thread that waits for work spins, and offers its processor to others now and then.
 
 One that waits at a barrier spins for longer than threads on processors of their own are apart, as a rule: to sleep and
 be woken costs more than most of those waits. Who has to wait longer waits for a thread that does not run, since other
@@ -36,6 +35,7 @@ PITCH = 128  # bytes from one thread's word to the next
 LOOPS = 16  # loops between two barriers that have numbers of their own
 FEWEST = 8  # iterations that are claimed; a loop of fewer is over sooner than a thread that is held up comes back
 PARTS = 6  # binary logarithm of the claims that a loop is cut into
+COUNT = 16  # bits of a word that count parts: a piece has less than 2**(PARTS + 1)
 SPINS = 4096  # looks at a counter between two offers of the processor
 LONG, SHORT = 16384, 64  # looks at a barrier before sleep: some 300 µs, and one
 NAPS = 32  # times that threads sleep after few looks
@@ -185,9 +185,7 @@ entry:
   %base = mul i64 %now, {LOOPS}
   %number = add i64 %base, %loop
   %above = add i64 %number, 1
-  %mine = trunc i64 %above to i32
-  %wide = zext i32 %mine to i64
-  %name = shl i64 %wide, 32
+  %name = shl i64 %above, {COUNT}
   %alone = icmp eq i64 %n, 1
   %shift = select i1 %alone, i64 0, i64 {PARTS}
   %parts = lshr i64 %extent, %shift
@@ -211,21 +209,23 @@ piece:
   br label %look
 look:
   %seen = phi i64 [ %found, %piece ], [ %other, %take ]
-  %half = lshr i64 %seen, 32
-  %its = trunc i64 %half to i32
-  %lead = sub i32 %its, %mine
-  %over = icmp sgt i32 %lead, 0
+  %its = and i64 %seen, {-1 << COUNT}
+  %lead = sub i64 %its, %name
+  %over = icmp sgt i64 %lead, 0
   br i1 %over, label %nothing, label %current
 current:
-  %same = icmp eq i32 %lead, 0
-  %low = and i64 %seen, 4294967295
-  %first = select i1 %same, i64 %low, i64 %start
+  %same = icmp eq i64 %lead, 0
+  %count = and i64 %seen, {(1 << COUNT) - 1}
+  %gone = select i1 %same, i64 %count, i64 0
+  %distance = mul i64 %gone, %part
+  %first = add i64 %start, %distance
   %left = icmp ult i64 %first, %stop
   br i1 %left, label %take, label %following
 take:
   %behind = add i64 %first, %part
   %end = call i64 @llvm.umin.i64(i64 %behind, i64 %stop)
-  %new = or i64 %name, %end
+  %more.gone = add i64 %gone, 1
+  %new = or i64 %name, %more.gone
   %pair = cmpxchg ptr %word, i64 %seen, i64 %new acq_rel acquire
   %other = extractvalue {{ i64, i1 }} %pair, 0
   %taken = extractvalue {{ i64, i1 }} %pair, 1

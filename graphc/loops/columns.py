@@ -9,7 +9,7 @@ With few columns and many rows, blocks of rows are summed apart and their partia
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Node, Value
@@ -18,10 +18,10 @@ from graphc.ir.op import Elementwise, Movement
 from graphc.ir.types import DType
 from graphc.loops.ir import Buffer, Function, Load
 from graphc.loops.nest import Group, block_length, leading, shared, size, spread, vectors, walk
-from graphc.loops.point import Barrier, Point, location, parameters
+from graphc.loops.point import Barrier, Point, location
 from graphc.loops.rows import without_phases
 from graphc.loops.schedule import ColumnsSchedule
-from graphc.loops.sweep import Phase, Sweep, fill_empty, fill_finals, groups, plan_sweep
+from graphc.loops.sweep import Phase, Results, Sweep, add_up, groups, plan_sweep, sweep_function
 from graphc.loops.totals import Partial, combine, fill, identity_of
 from graphc.passes.forms import Rows, is_single_phase, levels
 
@@ -30,25 +30,23 @@ def lower_columns(body: Graph, form: Rows, name: str, schedule: ColumnsSchedule)
     """The loops of a Rows body without accumulations, a tile of columns at a time."""
     if form.accumulations:
         raise LoweringError(f"kernel {name} has accumulations; it cannot be lowered by columns")
-    inputs, outputs = parameters(body)
-    buffers, results = dict(zip(body.inputs, inputs, strict=True)), dict(zip(body.outputs, outputs, strict=True))
-    point = Point(buffers)
-    if 0 in form.space:
-        fill_empty(point, body, form, results, schedule.lanes)
-        return Function(name, inputs, outputs, (), tuple(point.statements))
-    lowering = _Lowering(point, plan_sweep(body, form, form.axes, 0), schedule, buffers)
-    lowering.run(results)
-    return Function(name, inputs, outputs, tuple(p.buffer for p in lowering.partials.values()), tuple(point.statements))
+
+    def emit(point: Point, results: Results) -> Iterable[Partial]:
+        lowering = _Lowering(point, plan_sweep(body, form, form.axes, 0), schedule)
+        lowering.run(results)
+        return lowering.partials.values()
+
+    return sweep_function(body, form, name, schedule.lanes, emit)
 
 
 class _Lowering:
     """One kernel's loops. `slot` is the accumulator of the column that is being emitted."""
 
-    def __init__(self, point: Point, sweep: Sweep, schedule: ColumnsSchedule, buffers: Mapping[Value, Buffer]) -> None:
+    def __init__(self, point: Point, sweep: Sweep, schedule: ColumnsSchedule) -> None:
         self.point, self.sweep, self.schedule = point, sweep, schedule
         self.lanes, self.unroll = schedule.lanes, schedule.unroll
-        self.down = groups(sweep.body, sweep.form, buffers, sweep.form.axes)
-        across = groups(sweep.body, sweep.form, buffers, sweep.form.kept)
+        self.down = groups(sweep.body, sweep.form, point.buffers, sweep.form.axes)
+        across = groups(sweep.body, sweep.form, point.buffers, sweep.form.kept)
         self.outer, self.inner = across[:-1], across[-1:]
         self.levels = levels(sweep.body, sweep.form)
         self.lead: Sequence[Group] = ()
@@ -56,7 +54,7 @@ class _Lowering:
         self.slot = ZERO
         self.partials: dict[Node, Partial] = {}
 
-    def run(self, results: Mapping[Value, Buffer]) -> None:
+    def run(self, results: Results) -> None:
         """Emit full tiles and the columns that are left; where rows are cut into blocks, add those up."""
         body, form = self.sweep.body, self.sweep.form
         width = self.lanes * self.unroll
@@ -71,16 +69,12 @@ class _Lowering:
         for start, count, across in ((0, tiles, width), (tiles * width, min(left, 1), left)):
             self.region(start, count, across, 0, rows // length, length, results)
             self.region(start, count, across, rows // length, min(rows % length, 1), rows % length, results)
-        if not self.partials:
-            return
-        self.point.barriers.clear()
-        for node, partial in self.partials.items():
-            self.point.barriers[node.output] = partial.result
-        finals = [value for value in body.outputs if value in without_phases(body, form).finals]
-        fill_finals(self.point, body, finals, results, self.lanes)
+        if self.partials:
+            finals = without_phases(body, form).finals
+            add_up(self.point, body, finals, tuple(self.partials.values()), results, self.lanes)
 
     def region(
-        self, start: int, tiles: int, width: int, block: int, blocks: int, length: int, results: Mapping[Value, Buffer]
+        self, start: int, tiles: int, width: int, block: int, blocks: int, length: int, results: Results
     ) -> None:
         """Tiles of `width` columns from column `start` on, over row blocks of `length` from block `block` on."""
         extents = (size(self.outer), tiles, blocks)
@@ -96,9 +90,7 @@ class _Lowering:
         if count:
             shared(self.point, count, block_length(count, self.schedule.blocks), tasks)
 
-    def tile(
-        self, start: Index, width: int, block: Index, first_row: Index, length: int, results: Mapping[Value, Buffer]
-    ) -> None:
+    def tile(self, start: Index, width: int, block: Index, first_row: Index, length: int, results: Results) -> None:
         """All phases for some columns."""
         point, sweep = self.point, self.sweep
         point.barriers.clear()
@@ -109,9 +101,7 @@ class _Lowering:
         else:
             self.across(start, width, lambda: self.store(sweep.row_outputs, results))
 
-    def phase(
-        self, phase: Phase, start: Index, width: int, first_row: Index, length: int, results: Mapping[Value, Buffer]
-    ) -> None:
+    def phase(self, phase: Phase, start: Index, width: int, first_row: Index, length: int, results: Results) -> None:
         """One walk down the rows."""
         point, sweep = self.point, self.sweep
         totals = {node: self.registers(width, node.output.dtype) for node in phase.totals}
@@ -148,7 +138,7 @@ class _Lowering:
         """A local element for each column of a tile."""
         return self.point.local("acc", dtype, 1 if width == 1 else -(-width // self.lanes) * self.lanes)
 
-    def store(self, values: Iterable[Value], results: Mapping[Value, Buffer]) -> None:
+    def store(self, values: Iterable[Value], results: Results) -> None:
         exprs = [(value, self.point.at(value, self.sweep.index(value))) for value in values]
         for value, expr in exprs:
             self.point.store(results[value], self.sweep.flat(value), expr, location(value))

@@ -6,7 +6,7 @@ Invariants, checked by `loops.verify`:
     exclude the rest (`If`, or a load's own `conditions`);
  3. inside a vector loop are only unrolled and serial ones, which all lanes walk together: one vector variable is in
     scope at most;
- 4. parallel loops are outermost, and no two of their iterations write the same element.
+ 4. parallel loops are outermost, under no condition, and no two of their iterations write the same element.
 
 Semantics:
  - `Loop` runs its variable over 0 <= var < var.extent.  SERIAL in order.  UNROLLED the same, expanded by the emitter.

@@ -10,7 +10,7 @@ rows, once for each block.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -19,9 +19,9 @@ from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.index import ZERO, Index
 from graphc.loops.ir import Buffer, Function, Load, LoopKind
 from graphc.loops.nest import UNROLLED_VECTORS, Group, block_length, identity, shared
-from graphc.loops.point import Barrier, Point, always, location, parameters
+from graphc.loops.point import Barrier, Point, always, location
 from graphc.loops.schedule import NarrowSchedule
-from graphc.loops.sweep import Phase, Sweep, fill_empty, fill_finals, groups, plan_sweep
+from graphc.loops.sweep import Phase, Results, Sweep, add_up, groups, plan_sweep, sweep_function
 from graphc.loops.totals import Partial, combine, fill, identity_of
 from graphc.passes.forms import Rows, is_narrow
 
@@ -30,15 +30,13 @@ def lower_narrow(body: Graph, form: Rows, name: str, schedule: NarrowSchedule) -
     """The loops of a Rows body, `schedule.lanes` rows at a time."""
     if not is_narrow(form):
         raise LoweringError(f"kernel {name} has rows that lie apart, or sums over some of them")
-    inputs, outputs = parameters(body)
-    buffers, results = dict(zip(body.inputs, inputs, strict=True)), dict(zip(body.outputs, outputs, strict=True))
-    point = Point(buffers)
-    if 0 in form.space:
-        fill_empty(point, body, form, results, schedule.lanes)
-        return Function(name, inputs, outputs, (), tuple(point.statements))
-    lowering = _Lowering(point, plan_sweep(body, form, form.axes, math.prod(form.space)), schedule, results)
-    lowering.run()
-    return Function(name, inputs, outputs, tuple(p.buffer for p in lowering.partials.values()), tuple(point.statements))
+
+    def emit(point: Point, results: Results) -> Iterable[Partial]:
+        lowering = _Lowering(point, plan_sweep(body, form, form.axes, math.prod(form.space)), schedule, results)
+        lowering.run()
+        return lowering.partials.values()
+
+    return sweep_function(body, form, name, schedule.lanes, emit)
 
 
 class _Lowering:
@@ -47,7 +45,7 @@ class _Lowering:
     Elements of a row are in squares of `lanes` places and rows: `square` is the number of the one that is walked.
     """
 
-    def __init__(self, point: Point, sweep: Sweep, schedule: NarrowSchedule, results: Mapping[Value, Buffer]) -> None:
+    def __init__(self, point: Point, sweep: Sweep, schedule: NarrowSchedule, results: Results) -> None:
         self.point, self.sweep, self.results = point, sweep, results
         self.lanes, self.blocks = schedule.lanes, schedule.blocks
         self.rows = Group.product(groups(sweep.body, sweep.form, point.buffers, sweep.form.kept))
@@ -75,11 +73,7 @@ class _Lowering:
         if left:
             with point.loop("b", 1, keep=True), point.section(), self.summed(Index(blocks)):
                 self.tile(Index(tiles * self.lanes), left)
-        point.barriers.clear()
-        for node, partial_ in self.partials.items():
-            point.barriers[node.output] = partial_.result
-        finals = [value for value in self.sweep.body.outputs if value in form.finals]
-        fill_finals(point, self.sweep.body, finals, self.results, self.lanes)
+        add_up(point, self.sweep.body, form.finals, tuple(self.partials.values()), self.results, self.lanes)
 
     @contextmanager
     def summed(self, block: Index) -> Iterator[None]:

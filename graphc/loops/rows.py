@@ -10,16 +10,16 @@ A kernel without phases may run along any axes, so it takes the innermost ones t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from graphc.ir.graph import Graph, Node, Value
+from graphc.ir.graph import Graph, Node
 from graphc.ir.index import ZERO, Index
 from graphc.loops.ir import Buffer, Function, Load
 from graphc.loops.nest import Group, block_length, identity, leading, shared, size, spread, vectors, walk
-from graphc.loops.point import Barrier, Point, always, location, parameters
+from graphc.loops.point import Barrier, Point, always, location
 from graphc.loops.schedule import RowsSchedule
-from graphc.loops.sweep import Phase, Sweep, fill_empty, fill_finals, groups, plan_sweep
+from graphc.loops.sweep import Phase, Results, Sweep, add_up, groups, plan_sweep, sweep_function
 from graphc.loops.totals import Partial, Total, combine, identity_of
 from graphc.passes.forms import Rows, is_single_phase, levels, lies_across
 
@@ -28,24 +28,22 @@ FEW_ROWS = 8  # fewer rows than this are not enough to share out; a row is then 
 
 def lower_rows(body: Graph, form: Rows, name: str, schedule: RowsSchedule) -> Function:
     """The loops of a Rows body, one row after the other."""
-    inputs, outputs = parameters(body)
-    buffers, results = dict(zip(body.inputs, inputs, strict=True)), dict(zip(body.outputs, outputs, strict=True))
-    point = Point(buffers)
-    if 0 in form.space:
-        fill_empty(point, body, form, results, schedule.lanes)
-        return Function(name, inputs, outputs, (), tuple(point.statements))
     form = without_phases(body, form) if _walks_in_order(body, form, schedule) else form
-    if form.reductions:
-        inner = groups(body, form, buffers, form.axes)
-        outer = groups(body, form, buffers, form.kept)
-    else:
-        found = groups(body, form, buffers, range(len(form.space)))
-        outer, inner = found[:-1], found[-1:]
-    axes = form.axes if form.reductions else tuple(axis for group in inner for axis in group.axes)
-    sweep = plan_sweep(body, form, axes, schedule.buffer)
-    lowering = _Lowering(point, sweep, schedule, outer, inner)
-    lowering.run(results)
-    return Function(name, inputs, outputs, tuple(p.buffer for p in lowering.partials.values()), tuple(point.statements))
+
+    def emit(point: Point, results: Results) -> Iterable[Partial]:
+        if form.reductions:
+            inner = groups(body, form, point.buffers, form.axes)
+            outer = groups(body, form, point.buffers, form.kept)
+        else:
+            found = groups(body, form, point.buffers, range(len(form.space)))
+            outer, inner = found[:-1], found[-1:]
+        axes = form.axes if form.reductions else tuple(axis for group in inner for axis in group.axes)
+        sweep = plan_sweep(body, form, axes, schedule.buffer)
+        lowering = _Lowering(point, sweep, schedule, outer, inner)
+        lowering.run(results)
+        return lowering.partials.values()
+
+    return sweep_function(body, form, name, schedule.lanes, emit)
 
 
 def without_phases(body: Graph, form: Rows) -> Rows:
@@ -73,7 +71,7 @@ class _Lowering:
         self.lanes, self.unroll = schedule.lanes, schedule.unroll
         self.partials: dict[Node, Partial] = {}
 
-    def run(self, results: Mapping[Value, Buffer]) -> None:
+    def run(self, results: Results) -> None:
         """Emit the sweep, then the finals."""
         rows, extent = size(self.outer), self.inner[-1].extent if self.inner else 1
         cut = not self.sweep.form.reductions and rows < min(FEW_ROWS, self.schedule.blocks)
@@ -95,13 +93,10 @@ class _Lowering:
                 self.row(number, first if cut else ZERO, length if cut else extent, results)
 
         shared(self.point, count, length, block)
-        self.point.barriers.clear()
-        for node, partial in self.partials.items():
-            self.point.barriers[node.output] = partial.result
-        finals = [value for value in self.sweep.body.outputs if value in self.sweep.form.finals]
-        fill_finals(self.point, self.sweep.body, finals, results, self.lanes)
+        partials = tuple(self.partials.values())
+        add_up(self.point, self.sweep.body, self.sweep.form.finals, partials, results, self.lanes)
 
-    def row(self, block: Index, start: Index, extent: int, results: Mapping[Value, Buffer]) -> None:
+    def row(self, block: Index, start: Index, extent: int, results: Results) -> None:
         """One row, or the part of one from `start` on."""
         point, sweep = self.point, self.sweep
         point.barriers.clear()
@@ -114,7 +109,7 @@ class _Lowering:
         for node, expr in operands:
             self.partials[node].add(point, block, sweep.target(node), expr)
 
-    def phase(self, phase: Phase, block: Index, start: Index, extent: int, results: Mapping[Value, Buffer]) -> None:
+    def phase(self, phase: Phase, block: Index, start: Index, extent: int, results: Results) -> None:
         """One pass over a row."""
         point, sweep = self.point, self.sweep
         totals = {

@@ -1,4 +1,5 @@
-"""What a sweep must do in each phase, before any loop is chosen: shared by row and column lowering.
+"""What a sweep must do in each phase, before any loop is chosen, and the finals behind it: shared by the lowerings of
+Rows kernels.
 
 Row work reads or writes elements along R; the rest belongs to one element of K and is done once the row's phases are.
 """
@@ -6,21 +7,40 @@ Row work reads or writes elements along R; the rest belongs to one element of K 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.index import ZERO, Index, Var, flatten
 from graphc.ir.op import Elementwise
-from graphc.loops.ir import Buffer
+from graphc.loops.ir import Buffer, Function
 from graphc.loops.maps import fill_space
 from graphc.loops.nest import Group, axis_variables, collapse, identity
-from graphc.loops.point import Point, always
+from graphc.loops.point import Point, always, parameters
 from graphc.loops.schedule import COSTS, MapSchedule, cost, share
-from graphc.loops.totals import identity_of
+from graphc.loops.totals import Partial, identity_of
 from graphc.passes.forms import Contract, Rows, levels, output_placement
 
 WORTH_KEEPING = 6  # scalar operations to compute an element again that cost more than storing and loading it
+
+
+Results = Mapping[Value, Buffer]
+
+
+def sweep_function(
+    body: Graph, form: Rows, name: str, lanes: int, emit: Callable[[Point, Results], Iterable[Partial]]
+) -> Function:
+    """A Rows body as a function: `emit` writes the loops and tells what partial results they have. A space without
+    points needs neither."""
+    inputs, outputs = parameters(body)
+    point, results = Point(dict(zip(body.inputs, inputs, strict=True))), dict(zip(body.outputs, outputs, strict=True))
+    partials: Iterable[Partial] = ()
+    if 0 in form.space:
+        fill_empty(point, body, form, results, lanes)
+    else:
+        partials = emit(point, results)
+    scratch = tuple(partial.buffer for partial in partials)
+    return Function(name, inputs, outputs, scratch, tuple(point.statements))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +152,16 @@ def accumulation_target(form: Rows | Contract, accumulation: Node) -> Index:
     return flatten(index, [operand.type.extents[d] for d in kept])
 
 
-def fill_finals(
-    point: Point, body: Graph, values: Iterable[Value], outputs: Mapping[Value, Buffer], lanes: int
+def add_up(
+    point: Point, body: Graph, finals: frozenset[Value], partials: Sequence[Partial], outputs: Results, lanes: int
 ) -> None:
+    """The finals among the outputs, from the partial results of all blocks."""
+    point.barriers.clear()
+    point.barriers.update({partial.node.output: partial.result for partial in partials})
+    fill_finals(point, body, [value for value in body.outputs if value in finals], outputs, lanes)
+
+
+def fill_finals(point: Point, body: Graph, values: Iterable[Value], outputs: Results, lanes: int) -> None:
     """Compute outputs that no longer depend on the sweep, those of one shape together."""
     shapes: dict[tuple[int, ...], list[Value]] = {}
     for value in values:
@@ -144,7 +171,7 @@ def fill_finals(
         fill_space(point, shape, [(outputs[value], value) for value in same], schedule)
 
 
-def fill_empty(point: Point, body: Graph, form: Rows, outputs: Mapping[Value, Buffer], lanes: int) -> None:
+def fill_empty(point: Point, body: Graph, form: Rows, outputs: Results, lanes: int) -> None:
     """A space without points: every reduction is its identity."""
     for node in (*form.reductions, *form.accumulations):
         point.barriers[node.output] = always(identity_of(node))

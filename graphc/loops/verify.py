@@ -8,8 +8,8 @@
     a divisor is positive, a position that is data stands for index 0 along its axis.
  4. vector loops: lanes are a power of two, 1 <= extent <= lanes; inside are only unrolled and serial loops, no `Check`,
     and a `Store` to one place stores one value.
- 5. parallel loops are in no other loop; every element that they write outside their own locals depends on their
-    variable, and none is a local from outside; no `Check` is inside.
+ 5. parallel loops are in no other loop and under no condition; every element that they write outside their own locals
+    depends on their variable, and none is a local from outside; no `Check` is inside.
  6. a `Transpose` is of a square local of its own thread, outside vector loops.
  7. types: a `Store`, `Reduce` or `StoreAt` writes its buffer's dtype; scalar ops have the operands and result of
     the op table; positions are integers and a `Check` tests a bool; its code is above 0.
@@ -157,6 +157,8 @@ def _loop(loop: Loop, scope: _Scope) -> None:
         case LoopKind.PARALLEL:
             if scope.loops:
                 scope.fail(f"parallel loop {var} stands in another loop")
+            if scope.conditions:
+                scope.fail(f"parallel loop {var} stands under a condition")
             changes |= {"parallel": var, "shared": frozenset(scope.buffers.values())}
     if var.extent < 0 or (loop.kind is not LoopKind.VECTOR and loop.lanes != 1):
         scope.fail(f"{loop.kind.value} loop {var} has extent {var.extent} and {loop.lanes} lanes")

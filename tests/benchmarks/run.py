@@ -15,6 +15,7 @@ ratio   the fastest peer's step / graphc's
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -79,7 +80,9 @@ class Worker:
             self.process.send_signal(signal.SIGSTOP)
 
     def close(self) -> None:
-        """End it."""
+        """End it, stopped or not."""
+        if self.process.poll() is not None:
+            return
         self.process.kill()
         self.process.communicate()
 
@@ -88,7 +91,7 @@ def measure(workload: Workload, options: argparse.Namespace) -> dict[str, dict[s
     """One workload, by contender: `seconds` of a step, of the `first` call and of the `import`, `bytes`, `losses`."""
     given, state = workload.arrays(), workloads.parameters(workload)
     found: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ended:
         file = Path(folder) / "arrays.npz"
         np.savez(file, **{f"given/{k}": a for k, a in given.items()}, **{f"state/{k}": a for k, a in state.items()})
         workers = []
@@ -97,6 +100,7 @@ def measure(workload: Workload, options: argparse.Namespace) -> dict[str, dict[s
                 continue
             python = options.pythons.get(contender.partition("-")[0], sys.executable)
             worker = Worker(contender, workload, options.threads, file, python)
+            ended.callback(worker.close)  # who is stopped would not see that standard input ends
             answer = worker.ask("start")
             if "error" in answer:
                 if "ModuleNotFound" not in answer["error"]:
