@@ -18,6 +18,7 @@ import pytest
 import graphc as gx
 from graphc import nn, optim, pipeline, testing
 from graphc.codegen import team as code
+from graphc.codegen.claims import FEWEST, LOOPS
 from graphc.codegen.emit import emit
 from graphc.codegen.jit import compile, host_target
 from graphc.codegen.step import emit_step
@@ -259,12 +260,10 @@ def test_threads_together_claim_everything_once(threads: int) -> None:
 
 
 def test_many_loops_without_a_dependence_still_have_numbers_of_their_own() -> None:
-    count = 2 * code.LOOPS + 3
-    outputs = ", ".join(f"y{n}: f32[{code.FEWEST}] out" for n in range(count))
-    loops = "".join(f"  for p{n} parallel {code.FEWEST} {{\n y{n}[p{n}] = x[p{n}]\n }}\n" for n in range(count))
-    text = emit(
-        parse_function(f"kernel f(x: f32[{code.FEWEST}] in, {outputs}) {{\n{loops}}}"), host_target(), threaded=True
-    )
+    count = 2 * LOOPS + 3
+    outputs = ", ".join(f"y{n}: f32[{FEWEST}] out" for n in range(count))
+    loops = "".join(f"  for p{n} parallel {FEWEST} {{\n y{n}[p{n}] = x[p{n}]\n }}\n" for n in range(count))
+    text = emit(parse_function(f"kernel f(x: f32[{FEWEST}] in, {outputs}) {{\n{loops}}}"), host_target(), threaded=True)
     assert text.count("call void @barrier") == 2
 
 

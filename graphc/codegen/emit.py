@@ -1,14 +1,14 @@
 """Loops to LLVM text, without deciding anything: what is written here was chosen by `loops.schedule`.
 
     SERIAL    a counted loop                UNROLLED  its body, once for each number
-    VECTOR    its body once, on vectors     PARALLEL  as SERIAL; with `threaded`, what one thread claims of it
+    VECTOR    its body once, on vectors     PARALLEL  as SERIAL; with `threaded`, the share of one thread
 
 Invariants:
  1. no fast-math flag is written and `llvm.fma` only where the loops say `fma`;
  2. parameters are pointers, inputs then outputs then scratch, in order; outputs may lie where an input lies, scratch
     overlaps nothing. With `threaded` follow `ptr team, i64 tid, i64 threads`, and all threads call the function;
  3. a function with a `Check` returns i64, 0 or the code of the first that fails; any other returns nothing;
- 4. threads share the iterations of parallel loops, or claim them (`codegen.team`). Between the loops every thread
+ 4. threads share the iterations of parallel loops, or claim them (`codegen.claims`). Between the loops every thread
     computes locals for itself, thread 0 alone writes memory, and `void @barrier(ptr team)` is called where another
     thread's writes may be read. Nobody waits at the end: that is the caller's; all have met before the call.
 """
@@ -16,11 +16,11 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from graphc.codegen import scalar, team
+from graphc.codegen import scalar
+from graphc.codegen.claims import FEWEST, LOOPS, claims
 from graphc.codegen.llvm import Body, Module, constant, llvm_type, memory_type
 from graphc.codegen.memory import Element, Memory, Offset, Run, Spread
 from graphc.codegen.numbers import Mask, Numbers
@@ -57,7 +57,6 @@ from graphc.loops.walk import declared, read, statements, written
 ATTRIBUTES = 'nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512"'
 TEAM = ("ptr %team", "i64 %tid", "i64 %threads")  # further parameters of a threaded function
 BARRIER = "declare void @barrier(ptr)"
-CLAIM = "declare i64 @claim(ptr, i64, i64, i64)"
 
 
 def emit(function: Function, target: Target, *, threaded: bool = False) -> str:
@@ -79,22 +78,6 @@ def add(function: Function, module: Module, *, threaded: bool = False) -> None:
     """Append the function, and what it needs, to a module."""
     emitter = _Emitter(function, module, threaded)
     module.add(emitter.function())
-
-
-@contextmanager
-def claims(body: Body, loop: int, extent: int) -> Iterator[tuple[str, str]]:
-    """Runs what is written inside for each part of a loop that this thread claims: its first iteration, and the one
-    behind its last. `loop` counts the loops since the last barrier."""
-    body.module.declare(CLAIM)
-    head, some, none = (body.label(hint) for hint in ("claim", "claimed", "none"))
-    body.void(f"br label %{head}")
-    body.start(head)
-    part = body.emit(f"call i64 @claim(ptr %team, i64 %tid, i64 {loop}, i64 {extent})")
-    body.void(f"br i1 {body.emit(f'icmp eq i64 {part}, 0')}, label %{none}, label %{some}")
-    body.start(some)
-    yield body.emit(f"lshr i64 {part}, 32"), body.emit(f"and i64 {part}, {2**32 - 1}")
-    body.void(f"br label %{head}")
-    body.start(none)
 
 
 def returns_status(function: Function) -> bool:
@@ -120,7 +103,7 @@ class _Emitter:
         self.mask = Mask((True,))
         self.reads: dict[str, _Value] = {}
         self.status = returns_status(function)
-        self.claimed = 0  # parallel loops since the last barrier
+        self.claimed = 0  # loops that threads claim, since the last barrier
         self.widest = max((s.lanes for s in statements(function.body) if isinstance(s, Loop)), default=1)
 
     def function(self) -> str:
@@ -153,7 +136,7 @@ class _Emitter:
             reads, writes = _memory(read([stmt])), _memory(written([stmt]))
             alone = bool(writes) and not _is_parallel(stmt)
             needed = any(not (alone and before) and (w & (reads | writes) or r & writes) for before, r, w in pending)
-            if needed or self.claimed == team.LOOPS:
+            if needed or self.claimed == LOOPS:
                 self.body.module.declare(BARRIER)
                 self.body.void("call void @barrier(ptr %team)")
                 pending.clear()
@@ -213,7 +196,7 @@ class _Emitter:
     def shared(self, loop: Loop) -> None:
         """Of a loop of many iterations what this thread claims, a part after the other; of one of few its own piece:
         from extent * tid / threads to extent * (tid + 1) / threads."""
-        if loop.var.extent >= team.FEWEST:
+        if loop.var.extent >= FEWEST:
             with claims(self.body, self.claimed, loop.var.extent) as (start, stop), self.numbers.inner():
                 self.counted(loop, start, stop)
             self.claimed += 1
@@ -266,7 +249,7 @@ class _Emitter:
     def transpose(self, buffer: Buffer) -> None:
         """Rows are vectors; blocks of 1, 2, 4, … lanes beside the diagonal change places, in pairs of rows."""
         side, base, element = buffer.shape[0], self.memory.base[buffer], memory_type(buffer.dtype)
-        kind = f"<{side} x {element}>"
+        kind = memory_type(buffer.dtype, side)
         places = [self.body.emit(f"getelementptr {element}, ptr {base}, i64 {row * side}") for row in range(side)]
         rows = [self.body.emit(f"load {kind}, ptr {place}, align 64") for place in places]
         block = side // 2

@@ -22,7 +22,8 @@ from itertools import pairwise
 from math import prod
 
 from graphc.codegen import team
-from graphc.codegen.emit import ATTRIBUTES, BARRIER, add, claims, returns_status
+from graphc.codegen.claims import claims
+from graphc.codegen.emit import ATTRIBUTES, BARRIER, add, returns_status
 from graphc.codegen.llvm import Body, Module
 from graphc.ir.graph import Node
 from graphc.loops.ir import Buffer, Function

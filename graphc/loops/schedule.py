@@ -158,12 +158,10 @@ def _in_flight(cost: int) -> int:
 
 
 def _fits_lanes(form: Rows, lanes: int) -> bool:
-    """Whether rows are short and many enough to stand side by side: turning them costs about two operations each."""
-    return (
-        math.prod(form.space[axis] for axis in form.axes)
-        <= 2 * lanes
-        <= 8 * math.prod(form.space[axis] for axis in form.kept)
-    )
+    """Whether rows are so short that turning them costs less than work on vectors that are not full, and enough to fill
+    a quarter of the lanes."""
+    rows, length = (math.prod(form.space[axis] for axis in axes) for axes in (form.kept, form.axes))
+    return length <= 2 * lanes and 4 * rows >= lanes
 
 
 def _is_wide(body: Graph, form: Rows) -> bool:

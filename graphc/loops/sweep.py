@@ -23,7 +23,6 @@ from graphc.passes.forms import Contract, Rows, levels, output_placement
 
 WORTH_KEEPING = 6  # scalar operations to compute an element again that cost more than storing and loading it
 
-
 Results = Mapping[Value, Buffer]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from graphc import ops
 from graphc.ir.graph import Value
 from graphc.ir.types import DType
-from graphc.passes.rewrite import Rule
+from graphc.passes.rewrite import Rule, made_by
 
 BOOL, F32 = DType.BOOL, DType.F32
 
@@ -29,8 +29,8 @@ def _softplus(x: Value) -> Value:
 
 def _is_minus_abs(x: Value) -> bool:
     """Whether x is -|y|, of which e**x cannot overflow."""
-    inner = x.node.inputs[0].node if x.node is not None and x.node.op.name == "neg" else None
-    return inner is not None and inner.op.name == "abs"
+    negated = made_by(x, "neg")
+    return negated is not None and made_by(negated.inputs[0], "abs") is not None
 
 
 IDENTITIES = (

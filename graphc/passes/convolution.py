@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from graphc import ops
 from graphc.ir.graph import Node, Value
 from graphc.ops.contraction import letters
-
-
-def _made_by(value: Value, op: str) -> Node | None:
-    return value.node if value.node is not None and value.node.op.name == op else None
+from graphc.passes.rewrite import made_by
 
 
 def sum_of_unwindows(node: Node) -> Value | None:
@@ -23,8 +20,8 @@ def sum_of_unwindows(node: Node) -> Value | None:
     between its elements and d (k - 1) zeros before and so many after that out has its extent: q[y s + d (k - 1)] =
     g[y]. Then out[h] = sum over i of q[h + d i] w[k - 1 - i].
     """
-    inner = _made_by(node.inputs[0], "unwindows")
-    product = _made_by(inner.inputs[0], "contract") if inner else None
+    inner = made_by(node.inputs[0], "unwindows")
+    product = made_by(inner.inputs[0], "contract") if inner else None
     if inner is None or product is None:
         return None
     axes, rank = inner.attrs["axes"], inner.output.type.rank - len(inner.attrs["axes"])
@@ -72,7 +69,7 @@ def _apart(first: str, second: str, places: Sequence[str], taps: str) -> bool:
 
 def slice_of_contract(node: Node) -> Value | None:
     """slice(contract(a, b)) = contract(slice(a), slice(b))"""
-    inner = _made_by(node.inputs[0], "contract")
+    inner = made_by(node.inputs[0], "contract")
     if inner is None or any(step != 1 for step in node.attrs["step"]):
         return None
     *parts, result = letters(inner.attrs["spec"])
@@ -86,7 +83,7 @@ def slice_of_contract(node: Node) -> Value | None:
 
 def slice_of_windows(node: Node) -> Value | None:
     """slice(windows(x)) = windows(slice(x))"""
-    inner = _made_by(node.inputs[0], "windows")
+    inner = made_by(node.inputs[0], "windows")
     if inner is None or any(step != 1 for step in node.attrs["step"]):
         return None
     (x,), attrs = inner.inputs, inner.attrs
@@ -101,7 +98,7 @@ def slice_of_windows(node: Node) -> Value | None:
 
 def slice_of_pad(node: Node) -> Value | None:
     """slice(pad(x)) = pad(slice(x)), with less padding"""
-    inner = _made_by(node.inputs[0], "pad")
+    inner = made_by(node.inputs[0], "pad")
     if inner is None or any(step != 1 for step in node.attrs["step"]):
         return None
     (x,) = inner.inputs
@@ -124,7 +121,7 @@ def slice_of_pad(node: Node) -> Value | None:
 
 def slice_of_slice(node: Node) -> Value | None:
     """slice(slice(x)) = slice(x)"""
-    inner = _made_by(node.inputs[0], "slice")
+    inner = made_by(node.inputs[0], "slice")
     if inner is None or any(step != 1 for step in inner.attrs["step"]):
         return None
     start = [a + b for a, b in zip(inner.attrs["start"], node.attrs["start"])]

@@ -22,12 +22,10 @@ from graphc.passes.convolution import (
     sum_of_unwindows,
 )
 from graphc.passes.fold import number_of
+from graphc.passes.rewrite import made_by
+from graphc.passes.softmax import exp_over_sum, gradient_of_softmax, log_of_sum_of_exp
 
 Simplification = Callable[[Node], Value | None]
-
-
-def _made_by(value: Value, op: str) -> Node | None:
-    return value.node if value.node is not None and value.node.op.name == op else None
 
 
 def same(node: Node) -> Value | None:
@@ -52,13 +50,13 @@ def same(node: Node) -> Value | None:
 
 def reshape_twice(node: Node) -> Value | None:
     """reshape(reshape(x)) = reshape(x)"""
-    inner = _made_by(node.inputs[0], "reshape")
+    inner = made_by(node.inputs[0], "reshape")
     return ops.reshape(inner.inputs[0], shape=node.attrs["shape"]) if inner else None
 
 
 def transpose_twice(node: Node) -> Value | None:
     """transpose(transpose(x)) = transpose(x)"""
-    inner = _made_by(node.inputs[0], "transpose")
+    inner = made_by(node.inputs[0], "transpose")
     if inner is None:
         return None
     return ops.transpose(inner.inputs[0], perm=[inner.attrs["perm"][p] for p in node.attrs["perm"]])
@@ -66,7 +64,7 @@ def transpose_twice(node: Node) -> Value | None:
 
 def transpose_of_contract(node: Node) -> Value | None:
     """transpose(contract(a, b)) = contract(a, b) with the result's letters in another order"""
-    inner = _made_by(node.inputs[0], "contract")
+    inner = made_by(node.inputs[0], "contract")
     if inner is None:
         return None
     first, second, result = letters(inner.attrs["spec"])
@@ -79,7 +77,7 @@ def contract_of_transpose(node: Node) -> Value | None:
     *parts, result = letters(node.attrs["spec"])
     operands = list(node.inputs)
     for number, value in enumerate(operands):
-        inner = _made_by(value, "transpose")
+        inner = made_by(value, "transpose")
         if inner is not None:
             perm = inner.attrs["perm"]
             parts[number] = "".join(parts[number][perm.index(a)] for a in range(len(perm)))
@@ -91,7 +89,7 @@ def contract_of_transpose(node: Node) -> Value | None:
 
 def broadcast_twice(node: Node) -> Value | None:
     """broadcast(broadcast(x)) = broadcast(x)"""
-    inner = _made_by(node.inputs[0], "broadcast")
+    inner = made_by(node.inputs[0], "broadcast")
     if inner is None:
         return None
     axes = [node.attrs["axes"][a] for a in inner.attrs["axes"]]
@@ -110,7 +108,7 @@ def broadcast_of_ones(node: Node) -> Value | None:
 
 def reshape_of_broadcast(node: Node) -> Value | None:
     """reshape(broadcast(x)) = broadcast(x) where only axes of extent 1 come or go"""
-    inner = _made_by(node.inputs[0], "broadcast")
+    inner = made_by(node.inputs[0], "broadcast")
     shape = node.attrs["shape"]
     if inner is None or [d for d in shape if d != 1] != [d for d in inner.output.shape if d != 1]:
         return None
@@ -150,10 +148,10 @@ def sum_of_pads(node: Node) -> Value | None:
     stack = list(node.inputs)
     while stack:
         value = stack.pop()
-        inner = _made_by(value, "pad")
+        inner = made_by(value, "pad")
         if inner is not None and number_of(value) is None:
             parts.append(inner)
-        elif _made_by(value, "add") is not None and value.node is not None:
+        elif made_by(value, "add") is not None and value.node is not None:
             stack.extend(value.node.inputs)
         else:
             return None
@@ -174,7 +172,7 @@ def sum_of_pads(node: Node) -> Value | None:
 
 def sum_of_sum(node: Node) -> Value | None:
     """sum(sum(x)) = sum over both sets of axes"""
-    inner = _made_by(node.inputs[0], "reduce_sum")
+    inner = made_by(node.inputs[0], "reduce_sum")
     if inner is None or not node.output.dtype.is_float:
         return None
     (x,) = inner.inputs
@@ -185,7 +183,7 @@ def sum_of_sum(node: Node) -> Value | None:
 
 def sum_of_negated(node: Node) -> Value | None:
     """sum(-x) = -sum(x)"""
-    inner = _made_by(node.inputs[0], "neg")
+    inner = made_by(node.inputs[0], "neg")
     return ops.neg(ops.reduce_sum(inner.inputs[0], axes=node.attrs["axes"])) if inner else None
 
 
@@ -193,87 +191,6 @@ def reduce_nothing(node: Node) -> Value | None:
     """a reduction over axes of extent 1 is a reshape"""
     (x,), axes = node.inputs, node.attrs["axes"]
     return ops.reshape(x, shape=node.output.shape) if all(x.shape[a] == 1 for a in axes) else None
-
-
-def log_of_sum_of_exp(node: Node) -> Value | None:
-    """log(sum(e**x)) = m + log(sum(e**(x - m))), m = max(x)"""
-    total = _made_by(node.inputs[0], "reduce_sum")
-    inner = _made_by(total.inputs[0], "exp") if total else None
-    if total is None or inner is None or _is_shifted(inner.inputs[0]):
-        return None
-    (x,), axes = inner.inputs, total.attrs["axes"]
-    top, shifted = _shift(x, axes)
-    return ops.add(top, ops.log(ops.reduce_sum(ops.exp(shifted), axes=axes)))
-
-
-def exp_over_sum(node: Node) -> Value | None:
-    """g / sum(e**x) e**x = g e**(x - m) / sum(e**(x - m)): the gradient of log(sum(e**x))"""
-    for first, second in (node.inputs, node.inputs[::-1]):
-        inner, spread = _made_by(second, "exp"), _made_by(first, "broadcast")
-        share = _made_by(spread.inputs[0], "div") if spread else None
-        total = _made_by(share.inputs[1], "reduce_sum") if share else None
-        if inner is None or spread is None or share is None or total is None or total.inputs[0] is not second:
-            continue
-        (x,), axes = inner.inputs, total.attrs["axes"]
-        kept = tuple(a for a in range(x.type.rank) if a not in axes)
-        if spread.attrs["axes"] != kept or _is_shifted(x):
-            continue
-        _, shifted = _shift(x, axes)
-        e = ops.exp(shifted)
-        stable = ops.div(share.inputs[0], ops.reduce_sum(e, axes=axes))
-        return ops.mul(ops.broadcast(stable, shape=x.shape, axes=kept), e)
-    return None
-
-
-def gradient_of_softmax(node: Node) -> Value | None:
-    """(g / b - sum(p g / b)) e = (g - sum(p g)) p, where p = e / b, and b is the same along the sum"""
-    for change, e in (node.inputs, node.inputs[::-1]):
-        added = _made_by(change, "add")
-        for share, spread in (added.inputs, added.inputs[::-1]) if added else ():
-            quotient, total = _made_by(share, "div"), _subtracted_sum(spread)
-            product = _made_by(total.inputs[0], "mul") if total else None
-            if quotient is None or total is None or product is None or share not in product.inputs:
-                continue
-            g, b = quotient.inputs
-            p = product.inputs[product.inputs[0] is share]
-            ratio, repeated, axes = _made_by(p, "div"), _made_by(b, "broadcast"), total.attrs["axes"]
-            if ratio is None or ratio.inputs != (e, b) or repeated is None or set(repeated.attrs["axes"]) & set(axes):
-                continue
-            kept = tuple(a for a in range(g.type.rank) if a not in axes)
-            same = ops.broadcast(ops.reduce_sum(ops.mul(p, g), axes=axes), shape=g.shape, axes=kept)
-            return ops.mul(ops.sub(g, same), p)
-    return None
-
-
-def _subtracted_sum(x: Value) -> Node | None:
-    """The sum whose negative is repeated along what was summed."""
-    spread = _made_by(x, "broadcast")
-    minus = _made_by(spread.inputs[0], "neg") if spread else None
-    total = _made_by(minus.inputs[0], "reduce_sum") if minus else None
-    if spread is None or total is None:
-        return None
-    kept = tuple(a for a in range(x.type.rank) if a not in total.attrs["axes"])
-    return total if spread.attrs["axes"] == kept else None
-
-
-def _shift(x: Value, axes: tuple[int, ...]) -> tuple[Value, Value]:
-    """The maximum (0 where it is infinite), and x without it."""
-    kept = tuple(a for a in range(x.type.rank) if a not in axes)
-    top = ops.reduce_max(x, axes=axes)
-    finite = ops.less(ops.abs(top), ops.full_like(top, float("inf")))
-    top = ops.where(finite, top, ops.full_like(top, 0))
-    return top, ops.sub(x, ops.broadcast(top, shape=x.shape, axes=kept))
-
-
-def _is_shifted(x: Value) -> bool:
-    """Whether something that comes from a maximum has been subtracted."""
-    node = _made_by(x, "sub")
-    if node is None:
-        return False
-    value: Value = node.inputs[1]
-    while value.node is not None and value.node.op.name in ("broadcast", "reshape", "stop_gradient", "where"):
-        value = value.node.inputs[-2] if value.node.op.name == "where" else value.node.inputs[0]
-    return value.node is not None and value.node.op.name == "reduce_max"
 
 
 UNSHARED: dict[str, Simplification] = {  # only where nobody else reads the operand

@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from graphc.ir.graph import Value
+from graphc.ir.graph import Node, Value
 from graphc.ir.types import DType, TensorType
 from graphc.passes.fold import number_of
 
@@ -56,6 +56,11 @@ class Rule:
             return None
         unknowns = [bindings[unknown] for unknown in self.unknowns]
         return None if self.unless(*unknowns) else self.right(*unknowns)
+
+
+def made_by(value: Value, op: str) -> Node | None:
+    """The node that a value comes from, if it is of that op."""
+    return value.node if value.node is not None and value.node.op.name == op else None
 
 
 def by_root(rules: Iterable[Rule]) -> dict[str, tuple[Rule, ...]]:

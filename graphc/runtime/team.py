@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from graphc.codegen import claims
 from graphc.codegen import team as code
 from graphc.codegen.jit import Compiled, compile
 from graphc.runtime.memory import aligned_bytes
@@ -43,13 +44,13 @@ def available() -> int:
 
 @functools.cache
 def machine_code() -> Compiled:
-    """The native functions of `codegen.team`."""
+    """The native functions of `codegen.team` and `codegen.claims`."""
     library, machine = ctypes.CDLL(None), platform.machine().lower()
     machine = _ARCHITECTURE.get(machine, machine)
     futex = code.FUTEX.get(machine) if platform.system() == "Linux" else None
     names = (code.YIELD,) if futex is None else (code.YIELD, code.SYSTEM_CALL)
     symbols = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in names}
-    return compile(code.emit(machine, futex), symbols)
+    return compile(f"{code.emit(machine, futex)}\n{claims.emit()}", symbols)
 
 
 def members(threads: int) -> Array:
