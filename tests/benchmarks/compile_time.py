@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import workloads
-from workloads import WORKLOADS
+from workloads import ALL, WORKLOADS
 
 import graphc as gx
 from graphc import nn, optim, pipeline
@@ -100,8 +100,8 @@ def first(make_step: Callable[[], Callable[[], Any]]) -> float:
 
 def measure(name: str, threads: int) -> dict[str, float]:
     """The line of a workload, or of `GRAPH:NODES`."""
-    if name in WORKLOADS:
-        workload = WORKLOADS[name]
+    if name in ALL:
+        workload = ALL[name]
         given, state = workload.arrays(), workloads.parameters(workload)
 
         def step() -> Callable[[], Any]:

@@ -91,7 +91,7 @@ def _onnxruntime(state: dict[str, Array], given: Array) -> dict[str, Step]:
     import onnxruntime
     import peer_onnxruntime
 
-    session = peer_onnxruntime.session("mlp_infer1", given, state, 1)
+    session = peer_onnxruntime.session(given, state, 1)
     bound = session.io_binding()
     out = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, 10), np.float32))
     bound.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(given))

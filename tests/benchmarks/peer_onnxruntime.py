@@ -15,20 +15,20 @@ def build(
     """One call."""
     if family != "infer":
         raise ModuleNotFoundError(f"no {family} for ONNX Runtime")
-    ready = session(sizes, given["x"], state, threads)
+    ready = session(given["x"], state, threads)
     return lambda: ready.run(None, {"x": given["x"]})[0]
 
 
-def session(sizes: Sequence[int], x: Any, state: Mapping[str, Any], threads: int) -> onnxruntime.InferenceSession:
+def session(x: Any, state: Mapping[str, Any], threads: int) -> onnxruntime.InferenceSession:
     """The network on arrays like `x`."""
     nodes, source = [], "x"
-    for n in range(0, 2 * len(sizes) - 2, 2):
+    for n in range(0, len(state), 2):  # a weight and a bias for each layer, and a relu between two
         nodes += [helper.make_node("Relu", [source], [f"r{n}"])] * (n > 0)
         source = f"r{n}" if n else source
         nodes.append(helper.make_node("Gemm", [source, f"{n}.weight", f"{n}.bias"], [f"h{n}"], transB=1))
         source = f"h{n}"
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)]
-    outputs = [helper.make_tensor_value_info(source, TensorProto.FLOAT, (len(x), sizes[-1]))]
+    outputs = [helper.make_tensor_value_info(source, TensorProto.FLOAT, (len(x), len(state[f"{len(state) - 2}.bias"])))]
     weights = [numpy_helper.from_array(array, key) for key, array in state.items()]
     model = helper.make_model(
         helper.make_graph(nodes, "infer", inputs, outputs, weights), opset_imports=[helper.make_opsetid("", 13)]
