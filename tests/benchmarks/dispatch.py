@@ -95,7 +95,7 @@ def _onnxruntime(state: dict[str, Array], given: Array) -> dict[str, Step]:
     bound = session.io_binding()
     out = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, 10), np.float32))
     bound.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(given))
-    bound.bind_ortvalue_output("y", out)
+    bound.bind_ortvalue_output(session.get_outputs()[0].name, out)
 
     def rebound() -> Any:
         session.run_with_iobinding(bound)
