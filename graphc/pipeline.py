@@ -37,8 +37,8 @@ PASSES = (
     "fold",  # simplify leaves constants side by side
     "cse",  # folding makes equal constants equal nodes
     "tile_batch",  # of what is left to compute, and before the passes on loops: it makes one
-    "hoist",  # before block_weights, which looks for what is constant in a loop
     "block_weights",  # of the products that fuse will meet
+    "hoist",  # after block_weights: in a loop of loops, what it puts before the inner one is the same in each round
     "slim_scans",  # cse has made equal results one value, and the passes above have left operands that nobody reads
     "dce",  # what the others left behind must not be fused
     "fuse",  # last: kernels are opaque to all of the above

@@ -152,7 +152,7 @@ def invariants(values: Iterable[Value], varying: Collection[Value]) -> list[Valu
     """What a step that computes `values` should be given as constants, in the order of first use.
 
     That is all that does not vary from step to step, but for numbers, positions, and movements of one operand: these
-    cost nothing inside, and may take much memory outside.
+    cost nothing inside, and may take much memory outside. What a loop inside reads is stored anyway.
     """
     found: dict[Value, None] = {}
     seen: set[Value] = set()
@@ -163,10 +163,21 @@ def invariants(values: Iterable[Value], varying: Collection[Value]) -> list[Valu
             continue
         seen.add(value)
         if value.node is not None and (value in varying or _is_free(value.node)):
-            stack.extend(reversed(value.node.inputs))
+            stored = value.node.inputs if isinstance(value.node.op.kind, Scan) else ()
+            moved = {operand: None for operand in stored if operand not in varying and _is_turned(operand)}
+            found |= moved
+            stack.extend(operand for operand in reversed(value.node.inputs) if operand not in moved)
         elif value not in varying:
             found[value] = None
     return list(found)
+
+
+def _is_turned(value: Value) -> bool:
+    """Whether a value is another one in another order."""
+    node = value.node
+    if node is None or not isinstance(node.op.kind, Movement) or len(node.inputs) != 1:
+        return False
+    return node.op.name == "transpose" or (node.op.name == "reshape" and _is_turned(node.inputs[0]))
 
 
 def _is_free(node: Node) -> bool:

@@ -3,7 +3,7 @@
 A value is *mapped* along an axis when its part number n there depends on part n of the operands alone, as in
 elementwise work, products with weights, and movements that leave the axis in its order. A *sum* adds the parts up: a
 reduction over the axis, a contraction whose letter it is, a scatter of mapped updates. What is made of sums, or by an
-op that has no rule here, is neither.
+op that has no rule here, is neither. A scan is mapped when all that its steps make of mapped values is.
 
 An axis that joins others has the batch's outermost: its extent is a multiple of the batch's.
 """
@@ -11,12 +11,15 @@ An axis that joins others has the batch's outermost: its extent is a multiple of
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
-from graphc.ir.graph import Node, Value
+from graphc.ir.graph import Graph, Node, Value, copy_node, make_node, topological
 from graphc.ir.op import Contraction, Elementwise, Generator, Opaque, Reduction, Scan
+from graphc.ir.types import TensorType
 from graphc.ops.contraction import letters
+from graphc.ops.control import Parts
 
 
 class Role(enum.Enum):
@@ -30,8 +33,14 @@ Axes = Sequence[int | None]  # of the operands; None: not mapped
 Found = int | Role
 
 
-def rule(node: Node, axes: Axes) -> Found:
-    """The axis of the output of a node of which at least one operand is mapped."""
+def roles(node: Node, axes: Axes, batch: int) -> Sequence[Found]:
+    """The axis of each output of a node of which at least one operand is mapped; `batch`: how many examples there are."""
+    found = _scan(node, axes, batch) if isinstance(node.op.kind, Scan) else (_rule(node, axes),)
+    pairs = zip(found, node.outputs, strict=True)
+    return [Role.OTHER if isinstance(f, int) and v.type.extents[f] % batch else f for f, v in pairs]
+
+
+def _rule(node: Node, axes: Axes) -> Found:
     match node.op.kind:
         case Elementwise():
             return _same(node, axes)
@@ -41,7 +50,7 @@ def rule(node: Node, axes: Axes) -> Found:
             return _reduce(node, axes)
         case Opaque():
             return _OPAQUE.get(node.op.name, _other)(node, axes)
-        case Generator() | Scan():
+        case Generator():
             return Role.OTHER
         case _:
             return _MOVEMENTS.get(node.op.name, _other)(node, axes)
@@ -171,9 +180,112 @@ _MOVEMENTS: dict[str, Callable[[Node, Axes], Found]] = {
 }
 
 
+# Loops ---------------------------------------------------------------------------------------------------------
+
+
+def _scan(node: Node, axes: Axes, batch: int) -> Sequence[Found]:
+    """Carries as in the step, and stacked results along one axis more."""
+    body: Graph = node.attrs["body"]
+    inner = _in_step(node, axes, batch)
+    carries, results = ([inner.get(value) for value in values] for values in (body.state, body.outputs))
+    if None in carries or None in results:
+        return [Role.OTHER] * len(node.outputs)
+    return [*(axis for axis in carries if axis is not None), *(axis + 1 for axis in results if axis is not None)]
+
+
+def _in_step(node: Node, axes: Axes, batch: int) -> dict[Value, int]:
+    """The axes of what is mapped in a scan's step; none where not all is that is made of it."""
+    body, parts = node.attrs["body"], Parts.of(node)
+    known = {value: axis for value, axis in zip(Scan.parameters(node), axes, strict=True) if axis is not None}
+    if any(known.get(value) == 0 for value in parts.sliced):
+        return {}
+    known |= {value: known[value] - 1 for value in parts.sliced if value in known}
+    while more := _carried(body, known, batch):
+        known |= more
+    found = _mapped(body.nodes, known, batch)
+    carries = zip(body.next, parts.init, axes, strict=False)
+    started = (axis is not None or can_narrow(init, known[state]) for (state, _), init, axis in carries if state in known)
+    steady = found is not None and all(found.get(value) == known.get(state) for state, value in body.next)
+    return found if found and steady and all(started) else {}
+
+
+def _carried(body: Graph, known: Mapping[Value, int], batch: int) -> dict[Value, int]:
+    """Further carries that become what is mapped, if those beside it are: elementwise work says along which axis."""
+    found = dict(known)
+    for node in body.nodes:
+        axes = [found[value] for value in node.inputs if value in found]
+        if axes and isinstance(node.op.kind, Elementwise):
+            found[node.output] = axes[0]
+        elif axes:
+            pairs = zip(node.outputs, roles(node, [found.get(value) for value in node.inputs], batch), strict=True)
+            found |= {value: axis for value, axis in pairs if isinstance(axis, int)}
+    return {state: found[value] for state, value in body.next if value in found and state not in known}
+
+
+def _mapped(nodes: Iterable[Node], known: Mapping[Value, int], batch: int) -> dict[Value, int] | None:
+    """`known`, and what the nodes make of that; None where that is not mapped."""
+    found = dict(known)
+    for node in nodes:
+        axes = [found.get(value) for value in node.inputs]
+        if all(axis is None for axis in axes):
+            continue
+        for value, axis in zip(node.outputs, roles(node, axes, batch), strict=True):
+            if not isinstance(axis, int):
+                return None
+            found[value] = axis
+    return found
+
+
 # Parts ---------------------------------------------------------------------------------------------------------
 
 _EXTENTS = {"reshape": "shape", "broadcast": "shape", "iota": "shape", "slice": "stop"}  # attributes that hold them
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A batch of so many examples in so many parts."""
+
+    batch: int
+    parts: int
+
+    def type(self, whole: TensorType, axis: int) -> TensorType:
+        """The type of a part."""
+        return whole.with_shape(tuple(n // self.parts if place == axis else n for place, n in enumerate(whole.extents)))
+
+    def part(self, node: Node, axes: Mapping[Value, int], new: Mapping[Value, Value]) -> Sequence[Value]:
+        """The node on parts of its mapped operands. `axes`: of what is mapped; `new`: what stands for values now."""
+        out = axes.get(node.outputs[0])
+        is_spread = out is not None and (isinstance(node.op.kind, Elementwise) or node.op.name == "concat")
+        inputs = [new.get(value, value) for value in node.inputs]
+        if isinstance(node.op.kind, Scan):
+            return self._loop(node, axes, inputs)
+        if out is not None and is_spread:
+            pairs = zip(node.inputs, inputs, strict=True)
+            inputs = [value if old in axes else narrow(value, out, self.parts) for old, value in pairs]
+        return (narrowed(node, inputs, out, self.parts),)
+
+    def _loop(self, node: Node, axes: Mapping[Value, int], inputs: list[Value]) -> Sequence[Value]:
+        """A scan on parts: its step on parts, from parts of the first carries."""
+        body: Graph = node.attrs["body"]
+        inner = _in_step(node, [axes.get(value) for value in node.inputs], self.batch)
+        for place, (state, old) in enumerate(zip(body.state, node.inputs, strict=False)):
+            if state in inner and old not in axes:
+                inputs[place] = narrow(inputs[place], inner[state], self.parts)
+        new = {}
+        for value in (*body.inputs, *body.state):
+            type = self.type(value.type, inner[value]) if value in inner else value.type
+            new[value] = Value(type, name=value.name)
+        for step in body.nodes:
+            is_mapped = any(value in inner for value in step.inputs)
+            given = tuple(new.get(value, value) for value in step.inputs)
+            made = self.part(step, inner, new) if is_mapped else copy_node(step, given)
+            new.update(zip(step.outputs, made, strict=True))
+        results = tuple(new[value] for value in body.outputs)
+        next = tuple((new[state], new[value]) for state, value in body.next)
+        states, given = (tuple(new[value] for value in values) for values in (body.state, body.inputs))
+        nodes = topological((*results, *(value for _, value in next)))
+        narrow_body = Graph(body.name, given, states, nodes, results, next)
+        return make_node(node.op, tuple(inputs), {**node.attrs, "body": narrow_body}, node.location).outputs
 
 
 def narrowed(node: Node, inputs: Iterable[Value], axis: int | None, parts: int) -> Value:

@@ -6,6 +6,8 @@ The reshape of the stored `%mask` is a view; the product has the shape of `%0` a
 
 from __future__ import annotations
 
+from math import prod
+
 from graphc.ir.graph import Graph, Node, Value, copy_node, make_node, rebuild
 from graphc.ir.op import OPS, Elementwise, Generator, Movement
 from graphc.ir.types import Shape
@@ -57,7 +59,7 @@ def _can_reshape(value: Value, shape: Shape) -> bool:
     operand = value.node.inputs[0]
     if value.node.op.name == "reshape":
         return operand.shape == shape or _can_reshape(operand, shape)
-    return value.node.op.name == "broadcast" and operand.shape == ()
+    return value.node.op.name == "broadcast" and _divided(value.node, shape) is not None
 
 
 def _reshaped(value: Value, shape: Shape) -> Value:
@@ -67,10 +69,35 @@ def _reshaped(value: Value, shape: Shape) -> Value:
     if value.shape == shape:
         return value
     if node is not None and node.op.name == "broadcast":
-        return make_node(node.op, node.inputs, {"shape": shape, "axes": ()}).output
+        divided = _divided(node, shape)
+        assert divided is not None
+        operand, axes = divided
+        return make_node(node.op, (_reshaped(node.inputs[0], operand),), {"shape": shape, "axes": axes}).output
     if node is not None and isinstance(node.op.kind, Elementwise) and _is_unary_on(node, shape):
         return make_node(node.op, (_reshaped(node.inputs[0], shape),), node.attrs).output
     return make_node(OPS["reshape"], (value,), {"shape": shape}).output
+
+
+def _divided(broadcast: Node, shape: Shape) -> tuple[Shape, tuple[int, ...]] | None:
+    """The operand's shape and its axes in a broadcast whose result has another shape: one that divides its axes further.
+
+    None for any other shape.
+    """
+    (operand,), axes = broadcast.inputs, broadcast.attrs["axes"]
+    parts: list[int] = []
+    places: list[int] = []
+    place = 0
+    for axis, extent in enumerate(broadcast.output.shape):
+        first = place
+        while place < len(shape) and prod(shape[first:place]) != extent:
+            place += 1
+        if prod(shape[first:place]) != extent:
+            return None
+        if axis in axes:
+            whole = operand.shape[axes.index(axis)] == extent
+            parts += shape[first:place] if whole else [1] * (place - first)
+            places += range(first, place)
+    return (tuple(parts), tuple(places)) if place == len(shape) else None
 
 
 def _is_unary_on(node: Node, shape: Shape) -> bool:

@@ -9,7 +9,9 @@ from the forward to the backward pass. The shares are independent, so that threa
 How the batch is cut follows from shapes alone, and so do all sums. What is made of the sums comes after the loops.
 
 It pays where the values in between are larger than the caches, so that each is written to memory and read again, and
-the sums, which every strip adds to, are small compared with them.
+the sums, which every strip adds to, are small compared with them. And it pays where there are loops of many small steps:
+threads that run a step together meet after each of its kernels and read what the others wrote, while those with a share
+of the batch have no need of each other. Then a share is one strip.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from math import prod
 
 from graphc import ops
 from graphc.ir.graph import Graph, Node, Value, build, substitute
-from graphc.ir.op import Contraction, Elementwise, Opaque
+from graphc.ir.op import Contraction, Opaque, Scan
 from graphc.ir.source import located
 from graphc.ops.contraction import letters
 from graphc.passes.manager import graph_pass
-from graphc.passes.mapped import Role, narrow, narrowed, rule
+from graphc.ops.control import Parts
+from graphc.passes.mapped import Cut, Role, roles
 
 FAR = 16 * 1024 * 1024  # bytes of values between inputs and sums that no cache is counted on to hold
 STRIP = 1024 * 1024  # bytes of a strip's values: what the second-level cache of a core holds
@@ -32,6 +35,9 @@ NEAR = 1024 * 1024  # bytes of sums that stay there beside
 COST_NEAR, COST_FAR = 0.1, 0.5  # of adding to a byte of a sum, in bytes to and from memory
 FEWEST_ROWS = 64  # of a strip: fewer keep no register tile busy
 SHARES = 8  # for threads to take
+STEP_ROWS = 16  # of a product in a step of a loop: each reads the matrix once for so many
+STEPS_ROWS = 256  # of all steps, that make up for the sums of one more share
+STEP_CONSTANTS = 8 * 1024 * 1024  # bytes that every step reads, which stay in the last cache
 
 
 @graph_pass
@@ -43,8 +49,8 @@ def tile_batch(graph: Graph) -> Graph:
     """
     batch = _batch(graph)
     region = _Region.of(graph, batch) if batch else None
-    strips = region.strips() if region else 1
-    return _Tiling(region, strips).run() if region and strips > 1 else graph
+    shares, strips = region.cut() if region else (1, 1)
+    return _Tiling(region, shares, strips).run() if region and shares * strips > 1 else graph
 
 
 def _batch(graph: Graph) -> int:
@@ -87,19 +93,19 @@ class _Region:
                 continue
             if all(axis is None for axis in known):
                 continue
-            found = rule(node, known) if len(node.outputs) == 1 else Role.OTHER
-            if isinstance(found, int) and node.output.type.extents[found] % batch:
-                found = Role.OTHER
-            is_early = node.op.name == "check_index" or (found == 0 and (node in early or node.op.name == "reshape"))
+            found = roles(node, known, batch)
+            at_front = node in early or node.op.name == "reshape"
+            is_early = node.op.name == "check_index" or (found[0] == 0 and at_front)
+            places = {value: axis for value, axis in zip(node.outputs, found, strict=True) if isinstance(axis, int)}
             if is_early and all(value in sources for value in node.inputs if value in axes):
                 sources.add(node.output)
                 axes[node.output] = 0
-            elif isinstance(found, int):
-                axes[node.output] = found
+            elif len(places) == len(found):
+                axes |= places
                 inside.append(node)
             else:
                 after.update(node.outputs)
-                if found is Role.SUM:
+                if Role.SUM in found:
                     inside.append(node)
                     sums.append(node)
         return _Region(graph, batch, frozenset(sources), axes, tuple(inside), tuple(sums))
@@ -109,12 +115,30 @@ class _Region:
         inside = set(self.inside)
         read = {value for node in self.graph.nodes if node not in inside for value in node.inputs}
         read.update(self.graph.results)
-        return [node.output for node in self.inside if node.output in self.axes and node.output in read]
+        return [value for node in self.inside for value in node.outputs if value in self.axes and value in read]
 
-    def strips(self) -> int:
-        """How many strips are best; 1 where the step is better left whole."""
+    def cut(self) -> tuple[int, int]:
+        """How many shares are best, and how many strips in each; (1, 1) where the step is better left whole."""
+        strips = self._strips()
+        shares = _shares(strips) if strips > 1 else self._shares_of_loops()
+        return shares, max(1, strips // shares)
+
+    def _shares_of_loops(self) -> int:
+        """As many as leave each step of the loops rows enough."""
+        loops = [node for node in self.inside if isinstance(node.op.kind, Scan) and _multiplies(node)]
+        if not loops or not self.sums:
+            return 1
+        shortest = min(node.attrs["length"] for node in loops)
+        matrices = {value for node in loops for value in Parts.of(node).constants if value not in self.axes}
+        if sum(value.type.nbytes for value in matrices) > STEP_CONSTANTS:
+            return 1
+        counts = [n for n in range(2, SHARES + 1) if self.batch % n == 0 and self.batch // n >= STEP_ROWS]
+        return max((n for n in counts if self.batch // n * shortest >= STEPS_ROWS), default=1)
+
+    def _strips(self) -> int:
+        """How many strips stay in the cache; 1 where that is of no use."""
         wanted = set(self.wanted())
-        inner = sum(node.output.type.nbytes for node in self.inside if self._is_stored(node, wanted))
+        inner = sum(value.type.nbytes for node in self.inside for value in node.outputs if self._is_stored(value, wanted))
         sums = sum(node.output.type.nbytes for node in self.sums)
         if inner < FAR or not self.sums:
             return 1
@@ -124,22 +148,29 @@ class _Region:
         counts = [n for n in range(max(2, best // OVERSIZE), min(most, 2 * best) + 1) if self.batch % n == 0]
         return min(counts, key=lambda n: (-_shares(n), abs(n - best)), default=1)
 
-    def _is_stored(self, node: Node, wanted: set[Value]) -> bool:
+    def _is_stored(self, value: Value, wanted: set[Value]) -> bool:
         """Whether a mapped value goes through memory only because the step is whole: a product's result mostly does."""
-        is_mapped = node.output in self.axes and node.output not in wanted
-        return is_mapped and isinstance(node.op.kind, Contraction | Opaque)
+        is_mapped = value in self.axes and value not in wanted
+        return is_mapped and value.node is not None and isinstance(value.node.op.kind, Contraction | Opaque | Scan)
 
     def _rows(self) -> int:
         """The fewest rows for each example of a product with something that all examples share."""
         found = []
         for node in self.inside:
-            if node.output not in self.axes or not isinstance(node.op.kind, Contraction):
+            if isinstance(node.op.kind, Scan) and _multiplies(node):
+                return 1
+            if node.outputs[0] not in self.axes or not isinstance(node.op.kind, Contraction):
                 continue
             *parts, result = letters(node.attrs["spec"])
             mapped = [part for part, value in zip(parts, node.inputs, strict=True) if value in self.axes]
             if len(mapped) == 1:
                 found.append(prod(n for c, n in zip(result, node.output.type.extents) if c in mapped[0]))
         return min(found, default=self.batch) // self.batch
+
+
+def _multiplies(loop: Node) -> bool:
+    """Whether there are products in the steps of a loop."""
+    return any(isinstance(node.op.kind, Contraction) for node in loop.attrs["body"].nodes)
 
 
 def _before_checks(graph: Graph) -> set[Node]:
@@ -160,9 +191,9 @@ def _shares(strips: int) -> int:
 class _Tiling:
     """The graph with its loops."""
 
-    def __init__(self, region: _Region, strips: int) -> None:
-        self.graph, self.region, self.strips = region.graph, region, strips
-        self.shares = _shares(strips)
+    def __init__(self, region: _Region, shares: int, strips: int) -> None:
+        self.graph, self.region, self.shares, self.strips = region.graph, region, shares, strips
+        self.cut = Cut(region.batch, shares * strips)
         self.slices: dict[Value, Value] = {}  # of each source, what a strip has
         self.strip_of: dict[Value, Value] = {}  # and of which part of a share that is one strip
         self.share_of: dict[Value, Value] = {}  # of which stack this part is one
@@ -172,8 +203,10 @@ class _Tiling:
         region, graph = self.region, self.graph
         wanted = region.wanted()
         for node in region.inside:
+            new = {value: self._slice(value) for value in node.inputs if value in region.sources}
             with located(node.location):
-                self.inner[node.output] = self._narrowed(node)
+                parts = self.cut.part(node, region.axes, new | self.inner)
+            self.inner.update(zip(node.outputs, parts, strict=True))
         scan = self._loops([self._leading(value) for value in wanted])
         sums, stacks = scan.outputs[: len(region.sums)], scan.outputs[len(region.sums) :]
         new = {node.output: ops.reduce_sum(s, axes=(0,)) for node, s in zip(region.sums, sums, strict=True)}
@@ -183,27 +216,13 @@ class _Tiling:
         next = zip((state for state, _ in graph.next), found[count:], strict=True)
         return build(graph.name, graph.inputs, found[:count], next, graph.state)
 
-    def _narrowed(self, node: Node) -> Value:
-        """A node of the region on a strip."""
-        axes = self.region.axes
-        out = axes.get(node.output)
-        inputs = []
-        for value in node.inputs:
-            if value in self.region.sources:
-                inputs.append(self._slice(value))
-            elif value in axes:
-                inputs.append(self.inner[value])
-            elif out is not None and (isinstance(node.op.kind, Elementwise) or node.op.name == "concat"):
-                inputs.append(narrow(value, out, self.strips))
-            else:
-                inputs.append(value)
-        return narrowed(node, inputs, out, self.strips)
-
     def _slice(self, source: Value) -> Value:
         if source not in self.slices:
             extent, *others = source.type.extents
-            shape = (self.shares, self.strips // self.shares, extent // self.strips, *others)
+            shape = (self.shares, self.strips, extent // (self.shares * self.strips), *others)
             share, strip = (Value(source.type.with_shape(shape[n:])) for n in (1, 2))
+            if self.strips == 1:
+                shape, share = (self.shares, *shape[2:]), strip
             self.share_of[share] = ops.reshape(source, shape=shape)
             self.strip_of[strip] = share
             self.slices[source] = strip
@@ -211,16 +230,19 @@ class _Tiling:
 
     def _loops(self, results: list[Value]) -> Node:
         """The scan over shares of the scan over strips: sums of the shares, then results of all strips, stacked."""
-        sums = self.region.sums
+        sums, name = self.region.sums, self.graph.name
+        if self.strips == 1:
+            results = [*(self.inner[node.output] for node in sums), *results]
+            with located(sums[0].location):
+                return ops.close(f"{name}.share", (), (), self.share_of, (), results, length=self.shares)
         carries = [Value(node.output.type) for node in sums]
         following = []
         for carry, node in zip(carries, sums, strict=True):
             with located(node.location):
                 following.append(ops.add(carry, self.inner[node.output]))
-        init, name = [ops.full_like(carry, 0) for carry in carries], self.graph.name
-        count = self.strips // self.shares
+        init = [ops.full_like(carry, 0) for carry in carries]
         with located(sums[0].location):
-            inner = ops.close(f"{name}.strip", init, carries, self.strip_of, following, results, length=count)
+            inner = ops.close(f"{name}.strip", init, carries, self.strip_of, following, results, length=self.strips)
             return ops.close(f"{name}.share", (), (), self.share_of, (), inner.outputs, length=self.shares)
 
     def _leading(self, value: Value) -> Value:
