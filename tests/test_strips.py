@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,18 @@ def _tagger(x: gx.Tensor, label: gx.Tensor) -> gx.Tensor:
     return _loss(gx.flatten(head(seen), 0, 1), gx.flatten(label))
 
 
-NETWORKS: dict[str, Callable[[gx.Tensor, gx.Tensor], gx.Tensor]] = {"mlp": _mlp, "cnn": _cnn, "tagger": _tagger}
+def _recurrent(x: gx.Tensor, label: gx.Tensor) -> gx.Tensor:
+    """A tag for each of 3 steps of two layers of LSTM."""
+    features, _ = nn.LSTM(4, 8, num_layers=2, batch_first=True)(x)
+    return _loss(gx.flatten(nn.Linear(8, 5)(features), 0, 1), gx.flatten(label))
+
+
+NETWORKS: dict[str, Callable[[gx.Tensor, gx.Tensor], gx.Tensor]] = {
+    "mlp": _mlp,
+    "cnn": _cnn,
+    "tagger": _tagger,
+    "recurrent": _recurrent,
+}
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
@@ -78,12 +90,12 @@ def _loops(graph: Graph) -> list[Any]:
 @every_network
 def test_a_step_in_strips_computes_the_step(name: str) -> None:
     graph = _step(name).graph
-    before, _ = manager.run(graph, ("simplify", "fold", "cse"))
+    before, _ = manager.run(graph, ("merge_scans", "simplify", "fold", "cse"))
     after, _ = manager.run(before, ("tile_batch",))
     verify(after)
     (shares,) = _loops(after)
-    (inner,) = _loops(shares.attrs["body"])
-    assert not shares.attrs["body"].state and shares.attrs["length"] * inner.attrs["length"] > 4
+    inner = [loop for loop in _loops(shares.attrs["body"]) if loop.attrs["body"].name.endswith(".strip")]
+    assert not shares.attrs["body"].state and prod(loop.attrs["length"] for loop in (shares, *inner)) > 4
     feeds = examples(before)
     wanted, found = reference.run(before, feeds), reference.run(after, feeds)
     for array, other in zip((*found[0], *found[1]), (*wanted[0], *wanted[1]), strict=True):
@@ -175,3 +187,71 @@ def test_a_step_takes_the_memory_of_a_strip(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_tiled_graph_is_the_pipelines() -> None:
     assert "tile_batch" in pipeline.PASSES
+
+
+# Loops of many small steps ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loops_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is no reason to cut a batch."""
+    monkeypatch.setattr(strips, "FAR", 1 << 40)
+    monkeypatch.setattr(strips, "STEP_ROWS", 8)
+    monkeypatch.setattr(strips, "STEPS_ROWS", 1)
+
+
+def _shares(graph: Graph) -> list[int]:
+    return [loop.attrs["length"] for loop in _loops(graph) if loop.attrs["body"].name.endswith(".share")]
+
+
+def test_each_share_of_a_batch_runs_its_own_recurrence(loops_alone: None) -> None:
+    losses = []
+    for threads in (1, 2, 3, 5):
+        step = _step("recurrent", threads)
+        losses.append([step(*_feeds()) for _ in range(3)])
+        assert _shares(step.compilation().stages["tile_batch"]) == [3]
+        (loop,) = step.plan.loops
+        assert loop.shares == (threads if threads <= 3 else 1) and len(loop.plan.loops) == 4
+    assert losses[1:] == losses[:-1]
+    interpreted = _step("recurrent", mode="interpret")
+    np.testing.assert_allclose([interpreted(*_feeds()) for _ in range(3)], losses[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("STEP_ROWS", 13), ("STEPS_ROWS", 3 * 24), ("STEP_CONSTANTS", 4 * 4 * 8 * 4)]
+)
+def test_a_recurrence_that_gains_nothing_stays_whole(
+    name: str, value: int, loops_alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where shares have too few rows, or too few steps of them, or matrices fill the cache."""
+    monkeypatch.setattr(strips, name, value)
+    (step := _step("recurrent"))(*_feeds())
+    assert _shares(step.compilation().stages["tile_batch"]) == []
+
+
+def _scanned(step: Callable[[gx.Tensor, gx.Tensor], gx.Tensor], start: gx.Tensor) -> tuple[gx.Function, Array]:
+    """What a loop makes of 3 slices of a batch, added up, and its result without one."""
+    x = gx.placeholder("x", (BATCH, 3, 4))
+    w = gx.constant(np.random.default_rng(1).standard_normal((4, 4)).astype(np.float32))
+    final, _ = gx.scan(lambda c, s: (step(c, s @ w), c), start, gx.transpose(x, (1, 0, 2)))
+    f = gx.compile([x], gx.sum(final))
+    return f, gx.compile([x], gx.sum(final), mode="interpret")(_feeds()[0])
+
+
+def test_a_carry_that_all_examples_change_is_not_cut(loops_alone: None) -> None:
+    f, wanted = _scanned(lambda c, s: c + s + gx.mean(s, 0), gx.zeros((BATCH, 4)))
+    np.testing.assert_allclose(f(_feeds()[0]), wanted, rtol=1e-4)
+    assert _shares(f.compilation().stages["tile_batch"]) == []
+
+
+def test_a_first_carry_that_differs_between_examples_is_not_cut(loops_alone: None) -> None:
+    start = np.random.default_rng(3).standard_normal((BATCH, 4)).astype(np.float32)
+    f, wanted = _scanned(lambda c, s: gx.tanh(c + s), gx.constant(start))
+    np.testing.assert_allclose(f(_feeds()[0]), wanted, rtol=1e-4)
+    assert _shares(f.compilation().stages["tile_batch"]) == []
+
+
+def test_a_carry_of_its_own_part_is_cut(loops_alone: None) -> None:
+    f, wanted = _scanned(lambda c, s: gx.tanh(c + s), gx.zeros((BATCH, 4)))
+    np.testing.assert_allclose(f(_feeds()[0]), wanted, rtol=1e-4)
+    assert _shares(f.compilation().stages["tile_batch"]) == [3]

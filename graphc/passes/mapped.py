@@ -34,7 +34,7 @@ Found = int | Role
 
 
 def roles(node: Node, axes: Axes, batch: int) -> Sequence[Found]:
-    """The axis of each output of a node of which at least one operand is mapped; `batch`: how many examples there are."""
+    """The axis of each output of a node of which at least one operand is mapped, in a batch of so many examples."""
     found = _scan(node, axes, batch) if isinstance(node.op.kind, Scan) else (_rule(node, axes),)
     pairs = zip(found, node.outputs, strict=True)
     return [Role.OTHER if isinstance(f, int) and v.type.extents[f] % batch else f for f, v in pairs]
@@ -203,10 +203,11 @@ def _in_step(node: Node, axes: Axes, batch: int) -> dict[Value, int]:
     while more := _carried(body, known, batch):
         known |= more
     found = _mapped(body.nodes, known, batch)
-    carries = zip(body.next, parts.init, axes, strict=False)
-    started = (axis is not None or can_narrow(init, known[state]) for (state, _), init, axis in carries if state in known)
-    steady = found is not None and all(found.get(value) == known.get(state) for state, value in body.next)
-    return found if found and steady and all(started) else {}
+    if found is None or any(found.get(value) != known.get(state) for state, value in body.next):
+        return {}
+    carries = zip(body.state, parts.init, axes, strict=False)
+    unmapped = [(init, known[state]) for state, init, axis in carries if state in known and axis is None]
+    return found if all(can_narrow(init, axis) for init, axis in unmapped) else {}
 
 
 def _carried(body: Graph, known: Mapping[Value, int], batch: int) -> dict[Value, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from math import prod
 
+from graphc.ir.dim import Dim
 from graphc.ir.graph import Graph, Node, Value, copy_node, make_node, rebuild
 from graphc.ir.op import OPS, Elementwise, Generator, Movement
 from graphc.ir.types import Shape
@@ -79,12 +80,12 @@ def _reshaped(value: Value, shape: Shape) -> Value:
 
 
 def _divided(broadcast: Node, shape: Shape) -> tuple[Shape, tuple[int, ...]] | None:
-    """The operand's shape and its axes in a broadcast whose result has another shape: one that divides its axes further.
+    """The operand's shape and axes in a broadcast to another shape, which divides the axes of the result further.
 
     None for any other shape.
     """
     (operand,), axes = broadcast.inputs, broadcast.attrs["axes"]
-    parts: list[int] = []
+    parts: list[Dim] = []
     places: list[int] = []
     place = 0
     for axis, extent in enumerate(broadcast.output.shape):

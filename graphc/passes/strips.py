@@ -9,9 +9,11 @@ from the forward to the backward pass. The shares are independent, so that threa
 How the batch is cut follows from shapes alone, and so do all sums. What is made of the sums comes after the loops.
 
 It pays where the values in between are larger than the caches, so that each is written to memory and read again, and
-the sums, which every strip adds to, are small compared with them. And it pays where there are loops of many small steps:
-threads that run a step together meet after each of its kernels and read what the others wrote, while those with a share
-of the batch have no need of each other. Then a share is one strip.
+the sums, which every strip adds to, are small compared with them.
+
+And it pays where there are loops of many small steps: threads that run a step together meet after each of its kernels
+and read what the others wrote, while those with shares of the batch have no need of each other. Then a share is one
+strip.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from graphc.ir.graph import Graph, Node, Value, build, substitute
 from graphc.ir.op import Contraction, Opaque, Scan
 from graphc.ir.source import located
 from graphc.ops.contraction import letters
-from graphc.passes.manager import graph_pass
 from graphc.ops.control import Parts
+from graphc.passes.manager import graph_pass
 from graphc.passes.mapped import Cut, Role, roles
 
 FAR = 16 * 1024 * 1024  # bytes of values between inputs and sums that no cache is counted on to hold
@@ -138,7 +140,8 @@ class _Region:
     def _strips(self) -> int:
         """How many strips stay in the cache; 1 where that is of no use."""
         wanted = set(self.wanted())
-        inner = sum(value.type.nbytes for node in self.inside for value in node.outputs if self._is_stored(value, wanted))
+        mapped = [value for node in self.inside for value in node.outputs]
+        inner = sum(value.type.nbytes for value in mapped if self._is_stored(value, wanted))
         sums = sum(node.output.type.nbytes for node in self.sums)
         if inner < FAR or not self.sums:
             return 1
