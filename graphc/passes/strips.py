@@ -38,7 +38,7 @@ COST_NEAR, COST_FAR = 0.1, 0.5  # of adding to a byte of a sum, in bytes to and 
 FEWEST_ROWS = 64  # of a strip: fewer keep no register tile busy
 SHARES = 8  # for threads to take
 STEP_ROWS = 16  # of a product in a step of a loop: each reads the matrix once for so many
-STEPS_ROWS = 256  # of all steps, that make up for the sums of one more share
+STEPS_ROWS = 128  # of all steps, that make up for the sums of one more share
 STEP_CONSTANTS = 8 * 1024 * 1024  # bytes that every step reads, which stay in the last cache
 
 
@@ -206,8 +206,8 @@ class _Tiling:
         region, graph = self.region, self.graph
         wanted = region.wanted()
         for node in region.inside:
-            new = {value: self._slice(value) for value in node.inputs if value in region.sources}
             with located(node.location):
+                new = {value: self._slice(value) for value in node.inputs if value in region.sources}
                 parts = self.cut.part(node, region.axes, new | self.inner)
             self.inner.update(zip(node.outputs, parts, strict=True))
         scan = self._loops([self._leading(value) for value in wanted])
