@@ -112,7 +112,7 @@ def test_steps_in_strips_have_the_same_bits_for_any_number_of_threads(name: str)
         plan = step.plan
         verify_plan(plan.graph, plan)
         (loop,) = plan.loops
-        assert loop.shares == (threads if loop.node.attrs["length"] >= threads else 1)
+        assert loop.shares == min(threads, loop.node.attrs["length"])
     assert losses[1:] == losses[:-1] and weights[1:] == weights[:-1]
     interpreted = _step(name, mode="interpret")
     np.testing.assert_allclose([interpreted(*_feeds()) for _ in range(3)], losses[0], rtol=1e-5)
@@ -211,7 +211,7 @@ def test_each_share_of_a_batch_runs_its_own_recurrence(loops_alone: None) -> Non
         losses.append([step(*_feeds()) for _ in range(3)])
         assert _shares(step.compilation().stages["tile_batch"]) == [3]
         (loop,) = step.plan.loops
-        assert loop.shares == (threads if threads <= 3 else 1) and len(loop.plan.loops) == 4
+        assert loop.shares == min(threads, 3) and len(loop.plan.loops) == 4
     assert losses[1:] == losses[:-1]
     interpreted = _step("recurrent", mode="interpret")
     np.testing.assert_allclose([interpreted(*_feeds()) for _ in range(3)], losses[0], rtol=1e-5)

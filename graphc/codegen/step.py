@@ -8,7 +8,8 @@
 A loop of the plan is a counted loop around a call of a function of its own, `i64 loop0(ptr table)`, which is made like
 the step, from the plan of the loop's step. Each thread fills a table on its own stack; from one round to the next the
 addresses of slices and results move on, and so do those of carries that are read back from results. The rounds of a
-loop in shares (`plan.steps.Loop`) are claimed by threads, each of which runs its own as a team of one.
+loop in shares (`plan.steps.Loop`) are claimed by threads, each of which runs its own as a team of one; where there are
+no more rounds than shares, the threads divide into a team for each.
 
 Checks come before any state is written (the planner's order), so a step that fails changes no state. Every thread
 runs the checks for itself: all of them leave at the same place. What comes after a check may be written over what it
@@ -246,15 +247,19 @@ class _Step:
         self.copy_bytes([copy for number, copy in enumerate(frame.first_copies()) if number not in back])
         if not frame.length:
             return
-        table = self.table(step, frame)
-        if step.shares > 1:
-            parameters = self.alone()
+        if step.shares == 1:
+            parameters = ", ptr %team, i64 %tid, i64 %threads" if self.threaded else ""
+            self.rounds(step, frame, self.table(step, frame), "0", str(frame.length), parameters)
+        elif step.shares == frame.length:
+            round, parameters = self.divide(step.shares)
+            following = self.body.emit(f"add i64 {round}, 1")
+            self.rounds(step, frame, self.table(step, frame, round), round, following, parameters)
+            self.meet()
+        else:
+            table, parameters = self.table(step, frame, "%tid"), self.alone()
             with claims(self.body, 0, frame.length) as (start, stop):
                 self.rounds(step, frame, table, start, stop, parameters)
             self.meet()
-        else:
-            parameters = ", ptr %team, i64 %tid, i64 %threads" if self.threaded else ""
-            self.rounds(step, frame, table, "0", str(frame.length), parameters)
         self.copy_bytes([self.last_copy(frame, carry, result) for carry, result in back.items()])
 
     def rounds(self, step: Loop, frame: _Frame, table: str, start: str, stop: str, parameters: str) -> None:
@@ -289,8 +294,26 @@ class _Step:
         self.body.void(f"store i64 1, ptr {self.body.emit(f'getelementptr i8, ptr {alone}, i64 {team.THREADS}')}")
         return f", ptr {alone}, i64 0, i64 1"
 
-    def table(self, step: Loop, frame: _Frame) -> str:
-        """A table for a loop's function, with the addresses that stay the same."""
+    def divide(self, teams: int) -> tuple[str, str]:
+        """The number of this thread's team among so many, all about equally large; and the team as parameters."""
+        emit = self.body.emit
+
+        def first(number: str) -> str:
+            before = emit(f"mul i64 {number}, %threads")
+            return emit(f"udiv i64 {emit(f'add i64 {before}, {teams - 1}')}, {teams}")
+
+        number = emit(f"udiv i64 {emit(f'mul i64 %tid, {teams}')}, %threads")
+        start, stop = first(number), first(emit(f"add i64 {number}, 1"))
+        size = emit(f"add i64 {emit(f'mul i64 %threads, {team.PITCH}')}, {team.CLAIMS}")
+        behind = emit(f"mul i64 {emit(f'add i64 {number}, 1')}, {size}")
+        mine, count = emit(f"getelementptr i8, ptr %team, i64 {behind}"), emit(f"sub i64 {stop}, {start}")
+        place = emit(f"getelementptr i8, ptr {mine}, i64 {team.THREADS}")
+        self.body.void(f"store atomic i64 {count}, ptr {place} monotonic, align 8")  # each of them writes the same
+        self.meet()
+        return number, f", ptr {mine}, i64 {emit(f'sub i64 %tid, {start}')}, i64 {count}"
+
+    def table(self, step: Loop, frame: _Frame, share: str = "0") -> str:
+        """A table for a loop's function, with the addresses that stay the same; `share` says which arena is the one."""
         plan = step.plan
         table = self.body.emit(f"alloca [{plan.entries + 1} x ptr], align 64")
         for entry, address in frame.fixed():
@@ -300,7 +323,7 @@ class _Step:
         if step.scratch is not None:
             arena = self.address(step.scratch.address)
             if step.shares > 1:
-                mine = self.body.emit(f"mul i64 %tid, {aligned(plan.arena_bytes)}")
+                mine = self.body.emit(f"mul i64 {share}, {aligned(plan.arena_bytes)}")
                 arena = self.body.emit(f"getelementptr i8, ptr {arena}, i64 {mine}")
             self.enter(table, plan.entry(Address(Base.ARENA)), arena)
         if self.timed:

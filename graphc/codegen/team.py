@@ -10,6 +10,9 @@
 The team is a block of memory, each counter in a cache line of its own. A thread that
 waits for work spins, and offers its processor to others now and then.
 
+Behind a team's memory is room for as many as it has threads, into which it may divide for a while
+(`divide`); each of these uses what the one before left there, so that its barriers and claims go on counting.
+
 One that waits at a barrier spins for longer than threads on processors of their own are apart, as a rule: to sleep and
 be woken costs more than most of those waits. Who has to wait longer waits for a thread that does not run, since other
 processes leave the team less than a processor each. It sleeps, so that the other can have its processor; and so do the
@@ -41,8 +44,13 @@ _FIELDS = {
 
 
 def size(threads: int) -> int:
-    """Bytes of a team."""
+    """Bytes of a team that does not divide."""
     return CLAIMS + PITCH * threads
+
+
+def whole_size(threads: int) -> int:
+    """Bytes of a team and of those into which it may divide."""
+    return (1 + threads) * size(threads)
 
 
 def field(name: str) -> str:

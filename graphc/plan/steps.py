@@ -92,8 +92,8 @@ class Loop:
     The step finds slices and stacked results at their places in the operands and results, its carries in the final
     ones, which are first copied there. `constants` is where those of the step lie, and `scratch` holds its arena.
 
-    With one of `shares` all threads run each step together. With more each of so many threads runs steps of its own, in
-    an arena of its own: one after the other in `scratch`.
+    With one of `shares` all threads run each step together. With more they are so many teams, each of which runs steps
+    of its own, in an arena of its own: one after the other in `scratch`.
     """
 
     node: Node
@@ -110,7 +110,7 @@ Step = Call | Copy | Loop
 
 def shares_of(node: Node, threads: int) -> int:
     """Into how many shares the steps of a scan are divided: without carries they are independent of each other."""
-    return threads if not node.attrs["body"].state and node.attrs["length"] >= threads else 1
+    return 1 if node.attrs["body"].state else max(1, min(threads, node.attrs["length"]))
 
 
 def read_back(body: Graph) -> Mapping[int, int]:
