@@ -206,7 +206,7 @@ def _shares(graph: Graph) -> list[int]:
 
 def test_each_share_of_a_batch_runs_its_own_recurrence(loops_alone: None) -> None:
     losses = []
-    for threads in (1, 2, 3, 5):
+    for threads in (1, 2, 3, 5, 16):
         step = _step("recurrent", threads)
         losses.append([step(*_feeds()) for _ in range(3)])
         assert _shares(step.compilation().stages["tile_batch"]) == [3]

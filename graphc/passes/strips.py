@@ -197,18 +197,19 @@ class _Tiling:
     def __init__(self, region: _Region, shares: int, strips: int) -> None:
         self.graph, self.region, self.shares, self.strips = region.graph, region, shares, strips
         self.cut = Cut(region.batch, shares * strips)
-        self.slices: dict[Value, Value] = {}  # of each source, what a strip has
-        self.strip_of: dict[Value, Value] = {}  # and of which part of a share that is one strip
+        self.strip_of: dict[Value, Value] = {}  # of a source's strip, which part of a share it is one of
         self.share_of: dict[Value, Value] = {}  # of which stack this part is one
-        self.inner: dict[Value, Value] = {}  # what stands for a value inside
+        self.inner: dict[Value, Value] = {}  # what stands for a value inside: for a source, a strip of it
 
     def run(self) -> Graph:
         region, graph = self.region, self.graph
         wanted = region.wanted()
         for node in region.inside:
             with located(node.location):
-                new = {value: self._slice(value) for value in node.inputs if value in region.sources}
-                parts = self.cut.part(node, region.axes, new | self.inner)
+                for value in node.inputs:
+                    if value in region.sources and value not in self.inner:
+                        self.inner[value] = self._slice(value)
+                parts = self.cut.part(node, region.axes, self.inner)
             self.inner.update(zip(node.outputs, parts, strict=True))
         scan = self._loops([self._leading(value) for value in wanted])
         sums, stacks = scan.outputs[: len(region.sums)], scan.outputs[len(region.sums) :]
@@ -220,16 +221,14 @@ class _Tiling:
         return build(graph.name, graph.inputs, found[:count], next, graph.state)
 
     def _slice(self, source: Value) -> Value:
-        if source not in self.slices:
-            extent, *others = source.type.extents
-            shape = (self.shares, self.strips, extent // (self.shares * self.strips), *others)
-            share, strip = (Value(source.type.with_shape(shape[n:])) for n in (1, 2))
-            if self.strips == 1:
-                shape, share = (self.shares, *shape[2:]), strip
-            self.share_of[share] = ops.reshape(source, shape=shape)
-            self.strip_of[strip] = share
-            self.slices[source] = strip
-        return self.slices[source]
+        extent, *others = source.type.extents
+        shape = (self.shares, self.strips, extent // (self.shares * self.strips), *others)
+        share, strip = (Value(source.type.with_shape(shape[n:])) for n in (1, 2))
+        if self.strips == 1:
+            shape, share = (self.shares, *shape[2:]), strip
+        self.share_of[share] = ops.reshape(source, shape=shape)
+        self.strip_of[strip] = share
+        return strip
 
     def _loops(self, results: list[Value]) -> Node:
         """The scan over shares of the scan over strips: sums of the shares, then results of all strips, stacked."""
