@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import graphc.ops  # noqa: F401  fills the table
+import graphc as gx
+import graphc.ops
 from graphc.ir.graph import Graph, Literal, Value, apply, build
 from graphc.ir.op import OPS
 from graphc.ir.source import Location, located
@@ -370,3 +371,29 @@ def test_long_elementwise_chains_are_cut_into_kernels() -> None:
     assert forms(result) == ["Map"] * len(kernels(result))
     assert len(kernels(result)) < 10
     assert isinstance(classify(kernels(result)[0]), Map)
+
+
+def test_a_result_that_is_stored_turned_too_is_not_written_over_its_operand() -> None:
+    """Found by random networks: the turned one was computed from the operand after that was gone."""
+    random = np.random.default_rng(0)
+    arrays = [random.standard_normal(shape).astype(np.float32) for shape in ((64, 8), (8, 16), (64, 64, 16), (64, 5))]
+    x, a, s, w = (gx.placeholder(name, array.shape) for name, array in zip("xasw", arrays, strict=True))
+    last, _ = gx.scan(lambda c, _: (gx.tanh(c) * 0.5 + x @ a, None), gx.zeros((64, 16)), None, length=3)
+    turned = gx.transpose(last + gx.mean(s, 0), (1, 0))
+    found, wanted = (
+        gx.compile([x, a, s, w], [turned @ w, turned], threads=1, mode=mode)(*arrays)
+        for mode in ("native", "interpret")
+    )
+    for array, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_broadcast_of_what_cannot_be_divided_stays_above_a_product() -> None:
+    """Found by random networks: the reshape went below a broadcast whose own operand was a broadcast of other axes."""
+    random = np.random.default_rng(0)
+    arrays = [random.standard_normal(shape).astype(np.float32) for shape in ((3, 6, 5), (5, 4), (9,))]
+    x, k, p = (gx.placeholder(name, array.shape) for name, array in zip("xkp", arrays, strict=True))
+    twice = gx.reshape(gx.broadcast_to(gx.reshape(p, (1, 9)), (2, 9)), (18, 1))
+    found = gx.compile([x, k, p], gx.reshape(x @ k, (18, 4)) + twice, threads=1)(*arrays)
+    wanted = (arrays[0] @ arrays[1]).reshape(18, 4) + np.tile(arrays[2], 2)[:, None]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)

@@ -346,6 +346,10 @@ def may_alias(node: Node, operand: int, output: int) -> bool:
         level = levels(body, form)
         if any(level[value] > level[result] and _reached([value], source, barriers) for value in (*sweep, *inner)):
             return False
+        here = _place_index(form, result)
+        turned = [v for v in sweep if level[v] == level[result] and _place_index(form, v) != here]
+        if _reached(turned, source, barriers):  # what is stored in another order may be swept afterwards
+            return False
         sweep = [*sweep, *inner]
     if not _covers(form, result, range(len(form.space))) and not (
         isinstance(form, Rows) and _covers(form, result, form.kept)

@@ -60,7 +60,8 @@ def _can_reshape(value: Value, shape: Shape) -> bool:
     operand = value.node.inputs[0]
     if value.node.op.name == "reshape":
         return operand.shape == shape or _can_reshape(operand, shape)
-    return value.node.op.name == "broadcast" and _divided(value.node, shape) is not None
+    divided = _divided(value.node, shape) if value.node.op.name == "broadcast" else None
+    return divided is not None and _can_reshape(operand, divided[0])
 
 
 def _reshaped(value: Value, shape: Shape) -> Value:
