@@ -347,7 +347,8 @@ def may_alias(node: Node, operand: int, output: int) -> bool:
         if any(level[value] > level[result] and _reached([value], source, barriers) for value in (*sweep, *inner)):
             return False
         here = _place_index(form, result)
-        turned = [v for v in sweep if level[v] == level[result] and _place_index(form, v) != here]
+        places = {value: _place_index(form, value) for value in sweep if level[value] == level[result]}
+        turned = [value for value, place in places.items() if place != here and set(place) == set(here)]
         if _reached(turned, source, barriers):  # what is stored in another order may be swept afterwards
             return False
         sweep = [*sweep, *inner]
