@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import graphc as gx
 from graphc import compare, nn, ops, optim, pipeline, reference
 from graphc.codegen.step import emit_step
+from graphc.errors import VerifyError
 from graphc.ir.graph import Graph, Value, build
 from graphc.ir.op import Scan
 from graphc.ir.types import DType, TensorType
@@ -255,3 +257,18 @@ def test_a_carry_of_its_own_part_is_cut(loops_alone: None) -> None:
     f, wanted = _scanned(lambda c, s: gx.tanh(c + s), gx.zeros((BATCH, 4)))
     np.testing.assert_allclose(f(_feeds()[0]), wanted, rtol=1e-4)
     assert _shares(f.compilation().stages["tile_batch"]) == [3]
+
+
+def test_a_team_that_is_a_part_does_not_divide() -> None:
+    """It has no room for teams of its own."""
+    x = gx.placeholder("x", (4, 2, 8))
+    _, y = gx.scan(lambda _, rows: (None, gx.scan(lambda _, row: (None, gx.tanh(row)), None, rows)[1]), None, x)
+    (f := gx.compile([x], y, threads=2))(np.zeros((4, 2, 8), np.float32))
+    plan = f.plan
+    (outer,) = plan.loops
+    (inner,) = outer.plan.loops
+    assert (outer.shares, inner.shares) == (2, 1)
+    divided = replace(outer.plan, steps=tuple(replace(s, shares=2) if s is inner else s for s in outer.plan.steps))
+    broken = tuple(replace(s, plan=divided) if s is outer else s for s in plan.steps)
+    with pytest.raises(VerifyError, match="are shared, and so are those of a loop inside"):
+        verify_plan(plan.graph, replace(plan, steps=broken))

@@ -304,13 +304,11 @@ class _Step:
 
         number = emit(f"udiv i64 {emit(f'mul i64 %tid, {teams}')}, %threads")
         start, stop = first(number), first(emit(f"add i64 {number}, 1"))
-        size = emit(f"add i64 {emit(f'mul i64 %threads, {team.PITCH}')}, {team.CLAIMS}")
-        behind = emit(f"mul i64 {emit(f'add i64 {number}, 1')}, {size}")
-        mine, count = emit(f"getelementptr i8, ptr %team, i64 {behind}"), emit(f"sub i64 {stop}, {start}")
-        place = emit(f"getelementptr i8, ptr {mine}, i64 {team.THREADS}")
-        self.body.void(f"store atomic i64 {count}, ptr {place} monotonic, align 8")  # each of them writes the same
+        count = emit(f"sub i64 {stop}, {start}")
+        self.module.declare("declare ptr @part(ptr, i64, i64)")
+        part = emit(f"call ptr @part(ptr %team, i64 {number}, i64 {count})")
         self.meet()
-        return number, f", ptr {mine}, i64 {emit(f'sub i64 %tid, {start}')}, i64 {count}"
+        return number, f", ptr {part}, i64 {emit(f'sub i64 %tid, {start}')}, i64 {count}"
 
     def table(self, step: Loop, frame: _Frame, share: str = "0") -> str:
         """A table for a loop's function, with the addresses that stay the same; `share` says which arena is the one."""

@@ -6,12 +6,14 @@
                                                     last one's when none has come for `patience` looks
     void post(ptr team, ptr step, ptr table)        the next step
     i64  share(ptr team)                            thread 0's part of the posted step; its result
+    ptr  part(ptr team, i64 number, i64 count)      one of the teams into which this one divides, of `count` threads:
+                                                    they all ask for it, and may use it when the whole team has met
 
 The team is a block of memory, each counter in a cache line of its own. A thread that
 waits for work spins, and offers its processor to others now and then.
 
-Behind a team's memory is room for as many as it has threads, into which it may divide for a while
-(`divide`); each of these uses what the one before left there, so that its barriers and claims go on counting.
+Behind a team's memory is room for as many teams as it has threads, into which it may divide for a while. Each uses what
+the one before left there, so that barriers and claims go on counting. A team that is a part has no room to divide.
 
 One that waits at a barrier spins for longer than threads on processors of their own are apart, as a rule: to sleep and
 be woken costs more than most of those waits. Who has to wait longer waits for a thread that does not run, since other
@@ -48,7 +50,7 @@ def size(threads: int) -> int:
     return CLAIMS + PITCH * threads
 
 
-def whole_size(threads: int) -> int:
+def divisible_size(threads: int) -> int:
     """Bytes of a team and of those into which it may divide."""
     return (1 + threads) * size(threads)
 
@@ -218,10 +220,26 @@ entry:
 }}"""
 
 
+def _part() -> str:
+    return f"""define ptr @part(ptr %team, i64 %number, i64 %count) {{
+entry:
+{field("threads")}
+  %n = load i64, ptr %threads
+  %words = mul i64 %n, {PITCH}
+  %size = add i64 %words, {CLAIMS}
+  %place = add i64 %number, 1
+  %behind = mul i64 %place, %size
+  %part = getelementptr i8, ptr %team, i64 %behind
+  %its.threads = getelementptr i8, ptr %part, i64 {THREADS}
+  store atomic i64 %count, ptr %its.threads monotonic, align 8
+  ret ptr %part
+}}"""
+
+
 def emit(architecture: str, futex: int | None = None) -> str:
     """The module's text; `futex` is the number of the system call, None where there is none."""
     intrinsic = PAUSE.get(architecture)
     declaration = f"declare void @{intrinsic[0]}({intrinsic[1]})" if intrinsic else ""
     relax = f"  call void @{intrinsic[0]}({intrinsic[2]})" if intrinsic else ""
     declared = f"declare i32 @{YIELD}()\n{declaration}"
-    return "\n\n".join([declared, _sleep(futex), _relax(relax), _barrier(relax), _steps()]) + "\n"
+    return "\n\n".join([declared, _sleep(futex), _relax(relax), _barrier(relax), _steps(), _part()]) + "\n"

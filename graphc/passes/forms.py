@@ -349,7 +349,7 @@ def may_alias(node: Node, operand: int, output: int) -> bool:
         here = _place_index(form, result)
         places = {value: _place_index(form, value) for value in sweep if level[value] == level[result]}
         turned = [value for value, place in places.items() if place != here and set(place) == set(here)]
-        if _reached(turned, source, barriers):  # what is stored in another order may be swept afterwards
+        if _reached(turned, source, barriers):  # sums of one phase may be finished by `fill_finals`, shape after shape
             return False
         sweep = [*sweep, *inner]
     if not _covers(form, result, range(len(form.space))) and not (

@@ -3,7 +3,8 @@
 A value is *mapped* along an axis when its part number n there depends on part n of the operands alone, as in
 elementwise work, products with weights, and movements that leave the axis in its order. A *sum* adds the parts up: a
 reduction over the axis, a contraction whose letter it is, a scatter of mapped updates. What is made of sums, or by an
-op that has no rule here, is neither. A scan is mapped when all that its steps make of mapped values is.
+op that has no rule here, is neither. The results of a scan are mapped when all of them are, and all that its steps make
+of mapped values is: a counter among the carries, or a mean over the batch, leaves it whole.
 
 An axis that joins others has the batch's outermost: its extent is a multiple of the batch's.
 """
@@ -12,12 +13,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 
-from graphc.ir.graph import Graph, Node, Value, copy_node, make_node, topological
+from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.op import Contraction, Elementwise, Generator, Opaque, Reduction, Scan
-from graphc.ir.types import TensorType
 from graphc.ops.contraction import letters
 from graphc.ops.control import Parts
 
@@ -180,20 +179,33 @@ _MOVEMENTS: dict[str, Callable[[Node, Axes], Found]] = {
 }
 
 
+def can_narrow(value: Value, axis: int) -> bool:
+    """Whether a value that is not mapped is the same in all parts of an axis, as it is repeated there."""
+    node = value.node
+    if node is None:
+        return False
+    if isinstance(node.op.kind, Elementwise):
+        return all(can_narrow(operand, axis) for operand in node.inputs)
+    if node.op.name == "broadcast":
+        (x,), axes = node.inputs, node.attrs["axes"]
+        return axis not in axes or x.shape[axes.index(axis)] == 1
+    return node.op.name == "iota" and node.attrs["axis"] != axis
+
+
 # Loops ---------------------------------------------------------------------------------------------------------
 
 
 def _scan(node: Node, axes: Axes, batch: int) -> Sequence[Found]:
     """Carries as in the step, and stacked results along one axis more."""
     body: Graph = node.attrs["body"]
-    inner = _in_step(node, axes, batch)
+    inner = in_step(node, axes, batch)
     carries, results = ([inner.get(value) for value in values] for values in (body.state, body.outputs))
     if None in carries or None in results:
         return [Role.OTHER] * len(node.outputs)
     return [*(axis for axis in carries if axis is not None), *(axis + 1 for axis in results if axis is not None)]
 
 
-def _in_step(node: Node, axes: Axes, batch: int) -> dict[Value, int]:
+def in_step(node: Node, axes: Axes, batch: int) -> dict[Value, int]:
     """The axes of what is mapped in a scan's step; none where not all is that is made of it."""
     body, parts = node.attrs["body"], Parts.of(node)
     known = {value: axis for value, axis in zip(Scan.parameters(node), axes, strict=True) if axis is not None}
@@ -235,85 +247,3 @@ def _mapped(nodes: Iterable[Node], known: Mapping[Value, int], batch: int) -> di
                 return None
             found[value] = axis
     return found
-
-
-# Parts ---------------------------------------------------------------------------------------------------------
-
-_EXTENTS = {"reshape": "shape", "broadcast": "shape", "iota": "shape", "slice": "stop"}  # attributes that hold them
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A batch of so many examples in so many parts."""
-
-    batch: int
-    parts: int
-
-    def type(self, whole: TensorType, axis: int) -> TensorType:
-        """The type of a part."""
-        return whole.with_shape(tuple(n // self.parts if place == axis else n for place, n in enumerate(whole.extents)))
-
-    def part(self, node: Node, axes: Mapping[Value, int], new: Mapping[Value, Value]) -> Sequence[Value]:
-        """The node on parts of its mapped operands. `axes`: of what is mapped; `new`: what stands for values now."""
-        out = axes.get(node.outputs[0])
-        is_spread = out is not None and (isinstance(node.op.kind, Elementwise) or node.op.name == "concat")
-        inputs = [new.get(value, value) for value in node.inputs]
-        if isinstance(node.op.kind, Scan):
-            return self._loop(node, axes, inputs)
-        if out is not None and is_spread:
-            pairs = zip(node.inputs, inputs, strict=True)
-            inputs = [value if old in axes else narrow(value, out, self.parts) for old, value in pairs]
-        return (narrowed(node, inputs, out, self.parts),)
-
-    def _loop(self, node: Node, axes: Mapping[Value, int], inputs: list[Value]) -> Sequence[Value]:
-        """A scan on parts: its step on parts, from parts of the first carries."""
-        body: Graph = node.attrs["body"]
-        inner = _in_step(node, [axes.get(value) for value in node.inputs], self.batch)
-        for place, (state, old) in enumerate(zip(body.state, node.inputs, strict=False)):
-            if state in inner and old not in axes:
-                inputs[place] = narrow(inputs[place], inner[state], self.parts)
-        new = {}
-        for value in (*body.inputs, *body.state):
-            type = self.type(value.type, inner[value]) if value in inner else value.type
-            new[value] = Value(type, name=value.name)
-        for step in body.nodes:
-            is_mapped = any(value in inner for value in step.inputs)
-            given = tuple(new.get(value, value) for value in step.inputs)
-            made = self.part(step, inner, new) if is_mapped else copy_node(step, given)
-            new.update(zip(step.outputs, made, strict=True))
-        results = tuple(new[value] for value in body.outputs)
-        next = tuple((new[state], new[value]) for state, value in body.next)
-        states, given = (tuple(new[value] for value in values) for values in (body.state, body.inputs))
-        nodes = topological((*results, *(value for _, value in next)))
-        narrow_body = Graph(body.name, given, states, nodes, results, next)
-        return make_node(node.op, tuple(inputs), {**node.attrs, "body": narrow_body}, node.location).outputs
-
-
-def narrowed(node: Node, inputs: Iterable[Value], axis: int | None, parts: int) -> Value:
-    """The node on operands whose axes are one of `parts` as long; `axis`: the output's that is, too."""
-    attrs, name = dict(node.attrs), _EXTENTS.get(node.op.name)
-    if name is not None and axis is not None:
-        attrs[name] = tuple(n // parts if place == axis else n for place, n in enumerate(attrs[name]))
-    return Node(node.op, tuple(inputs), attrs, node.location).output
-
-
-def can_narrow(value: Value, axis: int) -> bool:
-    """Whether a value that is not mapped is the same in all parts of an axis, as it is repeated there."""
-    node = value.node
-    if node is None:
-        return False
-    if isinstance(node.op.kind, Elementwise):
-        return all(can_narrow(operand, axis) for operand in node.inputs)
-    if node.op.name == "broadcast":
-        (x,), axes = node.inputs, node.attrs["axes"]
-        return axis not in axes or x.shape[axes.index(axis)] == 1
-    return node.op.name == "iota" and node.attrs["axis"] != axis
-
-
-def narrow(value: Value, axis: int, parts: int) -> Value:
-    """One part of a value for which `can_narrow`."""
-    node = value.node
-    assert node is not None
-    deeper = isinstance(node.op.kind, Elementwise)
-    inputs = [narrow(operand, axis, parts) if deeper else operand for operand in node.inputs]
-    return narrowed(node, inputs, axis, parts)

@@ -27,8 +27,9 @@ from graphc.ir.op import Contraction, Opaque, Scan
 from graphc.ir.source import located
 from graphc.ops.contraction import letters
 from graphc.ops.control import Parts
+from graphc.passes.division import Division
 from graphc.passes.manager import graph_pass
-from graphc.passes.mapped import Cut, Role, roles
+from graphc.passes.mapped import Role, roles
 
 FAR = 16 * 1024 * 1024  # bytes of values between inputs and sums that no cache is counted on to hold
 STRIP = 1024 * 1024  # bytes of a strip's values: what the second-level cache of a core holds
@@ -51,7 +52,7 @@ def tile_batch(graph: Graph) -> Graph:
     """
     batch = _batch(graph)
     region = _Region.of(graph, batch) if batch else None
-    shares, strips = region.cut() if region else (1, 1)
+    shares, strips = region.counts() if region else (1, 1)
     return _Tiling(region, shares, strips).run() if region and shares * strips > 1 else graph
 
 
@@ -119,7 +120,7 @@ class _Region:
         read.update(self.graph.results)
         return [value for node in self.inside for value in node.outputs if value in self.axes and value in read]
 
-    def cut(self) -> tuple[int, int]:
+    def counts(self) -> tuple[int, int]:
         """How many shares are best, and how many strips in each; (1, 1) where the step is better left whole."""
         strips = self._strips()
         shares = _shares(strips) if strips > 1 else self._shares_of_loops()
@@ -192,11 +193,11 @@ def _shares(strips: int) -> int:
 
 
 class _Tiling:
-    """The graph with its loops."""
+    """The graph with its loops: over so many shares, and over so many strips of each."""
 
     def __init__(self, region: _Region, shares: int, strips: int) -> None:
         self.graph, self.region, self.shares, self.strips = region.graph, region, shares, strips
-        self.cut = Cut(region.batch, shares * strips)
+        self.division = Division(region.batch, shares * strips)
         self.strip_of: dict[Value, Value] = {}  # of a source's strip, which part of a share it is one of
         self.share_of: dict[Value, Value] = {}  # of which stack this part is one
         self.inner: dict[Value, Value] = {}  # what stands for a value inside: for a source, a strip of it
@@ -209,7 +210,7 @@ class _Tiling:
                 for value in node.inputs:
                     if value in region.sources and value not in self.inner:
                         self.inner[value] = self._slice(value)
-                parts = self.cut.part(node, region.axes, self.inner)
+                parts = self.division.part(node, region.axes, self.inner)
             self.inner.update(zip(node.outputs, parts, strict=True))
         scan = self._loops([self._leading(value) for value in wanted])
         sums, stacks = scan.outputs[: len(region.sums)], scan.outputs[len(region.sums) :]

@@ -187,6 +187,8 @@ class _Simulation:
             raise VerifyError(f"the constants of {loop.node!r} lie elsewhere", loop.node.location)
         if loop.shares > 1 and body.state:
             raise VerifyError(f"the steps of {loop.node!r} depend on each other, but are shared", loop.node.location)
+        if loop.shares > 1 and any(inner.shares > 1 for part in plan.all() for inner in part.loops):
+            raise VerifyError(f"the steps of {loop.node!r} are shared, and so are those of a loop inside")
         if aligned(plan.arena_bytes) * loop.shares > (loop.scratch.bytes if loop.scratch else 0):
             raise VerifyError(f"the step of {loop.node!r} has no room for its arena", loop.node.location)
 

@@ -128,7 +128,7 @@ class Executable:
 
 def symbols(threads: int) -> dict[str, int]:
     """Addresses that the code of a step needs."""
-    return {name: team.machine_code().address(name) for name in ("barrier", "claim")} if threads > 1 else {}
+    return {name: team.machine_code().address(name) for name in ("barrier", "claim", "part")} if threads > 1 else {}
 
 
 def _body(call: Call) -> Graph:

@@ -55,7 +55,7 @@ def machine_code() -> Compiled:
 
 def members(threads: int) -> Array:
     """The memory of a team."""
-    memory = aligned_bytes(code.whole_size(threads), "a team of threads")
+    memory = aligned_bytes(code.divisible_size(threads), "a team of threads")
     memory[:] = 0
     memory.view(np.int64)[code.THREADS // 8] = threads
     return memory
