@@ -15,7 +15,7 @@ from graphc.ir.graph import Literal, Value, build
 from graphc.ir.index import ZERO
 from graphc.ir.types import DType, TensorType
 from graphc.loops import interpret, schedule
-from graphc.loops.ir import Buffer, Const, Function, Loop, LoopKind, Space, Stmt
+from graphc.loops.ir import Buffer, Const, Function, Loop, LoopKind, Space, Stmt, Transpose
 from graphc.loops.lower import lower
 from graphc.loops.point import Point
 from graphc.loops.target import AVX2, TARGETS, from_features
@@ -26,7 +26,7 @@ from graphc.passes.forms import Form, Map, Opaque, Rows, classify, is_narrow
 from graphc.reference import evaluate
 
 RNG = np.random.default_rng(0)
-MAPS = (None, "map lanes=4 unroll=2 blocks=3 tile=3", "map lanes=1 unroll=1 blocks=1 tile=64")
+MAPS = (None, "map lanes=4 unroll=2 blocks=3", "map lanes=1 unroll=1 blocks=1")
 ROWS = (
     None,
     "rows lanes=4 unroll=2 blocks=3 buffer=10000",
@@ -114,6 +114,40 @@ def test_axes_that_all_operands_walk_together_become_one_loop() -> None:
     assert isinstance(block, Loop)
     (loop,) = block.body
     assert isinstance(loop, Loop) and loop.var.extent == 8 * 64 // 32
+
+
+TURNED = [
+    ((40, 24), (1, 0)),
+    ((3, 50), (1, 0)),
+    ((50, 3), (1, 0)),
+    ((2, 17, 9), (0, 2, 1)),
+    ((5, 4, 3, 18), (3, 1, 0, 2)),
+]
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F64, DType.I64, DType.BOOL])
+@pytest.mark.parametrize(("shape", "perm"), TURNED)
+def test_operands_in_another_order_are_turned_in_squares(
+    shape: tuple[int, ...], perm: tuple[int, ...], dtype: DType
+) -> None:
+    x, turned = value(shape, dtype), tuple(shape[axis] for axis in perm)
+    y = value(turned, dtype)
+    function = lower(build("f", [x], [ops.transpose(x, perm=perm)]), "f", AVX2)
+    assert any(isinstance(stmt, Transpose) for stmt in statements(function.body))
+    check(Map, [x], [ops.transpose(x, perm=perm)], MAPS)
+    check(Map, [x, y], [ops.equal(ops.transpose(x, perm=perm), y)], MAPS)
+
+
+def test_squares_turn_what_is_padded_and_several_operands_and_places() -> None:
+    x, y = value((20, 30)), value((20, 30))
+    padded = ops.pad(x, low=(2, 0), high=(0, 3), interior=(0, 0), value=7.0)
+    check(Map, [x], [ops.transpose(padded, perm=(1, 0))], MAPS)
+    check(Map, [x, y], [ops.sub(ops.transpose(x, perm=(1, 0)), ops.exp(ops.transpose(y, perm=(1, 0))))], MAPS)
+    tops = [ops.slice(x, start=(n, n), stop=(18 + n, 28 + n), step=(1, 1)) for n in range(3)]
+    turned = [ops.transpose(top, perm=(1, 0)) for top in tops]
+    check(Map, [x], [ops.add(ops.add(*turned[:2]), turned[2])], MAPS)
+    ends = ops.concat(ops.transpose(x, perm=(1, 0)), ops.transpose(y, perm=(1, 0)), axis=1)
+    check(Map, [x, y], [ops.neg(ends)], MAPS)
 
 
 def test_blocks_of_a_map_do_not_depend_on_threads_and_are_parallel() -> None:

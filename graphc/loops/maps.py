@@ -1,6 +1,7 @@
 """Map kernels: every output element computed by itself.
 
 Before: z = relu(x + y) over [64,128].  After: blocks of one long loop over 8192 elements, in vectors.
+Before: z = transpose x over [64,128].  After: squares of 16 x 16 elements, read along x's rows and written along z's.
 """
 
 from __future__ import annotations
@@ -8,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphc.ir.graph import Graph, Value
-from graphc.ir.index import Index, flatten
+from graphc.ir.index import ZERO, Index, flatten
 from graphc.loops.ir import Buffer, Function
 from graphc.loops.nest import (
-    Group,
     axis_variables,
     block_length,
     collapse,
@@ -25,9 +25,8 @@ from graphc.loops.nest import (
 )
 from graphc.loops.point import Point, location, parameters
 from graphc.loops.schedule import MapSchedule
+from graphc.loops.squares import crossed_axis, in_squares
 from graphc.passes.forms import Map, stored_parts
-
-ALIAS, ASSOCIATIVE = 512, 8  # elements between addresses that compete for one cache set, and how many fit in it
 
 Results = Sequence[tuple[Buffer, Value]]
 Parts = Sequence[tuple[Buffer, Value, Index]]  # with the flat position of the current element
@@ -72,6 +71,11 @@ def _fill(point: Point, space: tuple[int, ...], parts: Parts, schedule: MapSched
         element()
         return
     *outer, inner = groups
+    crossed = crossed_axis(probe.loads, outer, inner, schedule.lanes)
+    if crossed:
+        outer.remove(crossed)
+        in_squares(point, outer, crossed, inner, variables, probe.loads, schedule, element)
+        return
     lead, rest = leading(outer, schedule.blocks)
 
     def span(start: Index, length: int) -> None:
@@ -79,40 +83,18 @@ def _fill(point: Point, space: tuple[int, ...], parts: Parts, schedule: MapSched
             with point.where(inner.at(start + position, variables)):
                 element()
 
-        vectors(point, length, lanes, schedule.unroll, vector)
-
-    tile = _tile(probe.accesses, inner, schedule.tile)
-    lanes = schedule.lanes if tile == inner.extent else min(schedule.lanes, 1 << (tile.bit_length() - 1))
+        vectors(point, length, schedule.lanes, schedule.unroll, vector)
 
     def rows(_: Index, first: Index, length: int) -> None:
-        with point.loop("j", inner.extent // tile) as part:
-            strip(part * tile, tile, first, length)
-        strip(Index(inner.extent // tile * tile), inner.extent % tile, first, length)
-
-    def strip(start: Index, width: int, first: Index, length: int) -> None:
         with (
             point.loop("r", length) as row,
             point.where(spread(lead, variables, first + row)),
             walk(point, rest, variables),
         ):
-            span(start, width)
+            span(ZERO, inner.extent)
 
     if outer:
         shared(point, size(lead), block_length(size(lead), schedule.blocks), rows)
     else:
         length = block_length(inner.extent, schedule.blocks, schedule.lanes * schedule.unroll)
         shared(point, inner.extent, length, lambda _, first, length: span(first, length))
-
-
-def _tile(accesses: Sequence[Index], inner: Group, most: int) -> int:
-    """How much of a row to do before the next: all, unless a load runs along another axis and its cache lines are used
-    again in the next row. Lines that are a multiple of ALIAS elements apart share few places in the cache."""
-    strides = [
-        abs(index.coefficient(inner.variable))
-        for index in accesses
-        if any(abs(factor) == 1 for _, factor in index.terms)
-    ]
-    crossing = [stride for stride in strides if stride > 1]
-    if not crossing:
-        return inner.extent
-    return min(most, ASSOCIATIVE) if any(stride % ALIAS == 0 for stride in crossing) else most

@@ -19,6 +19,7 @@ from graphc.loops.nest import Group, size, spread, vectors
 from graphc.loops.point import Point, location
 from graphc.loops.roles import Operand, Roles
 from graphc.loops.schedule import ContractSchedule, MapSchedule
+from graphc.loops.squares import turned
 
 LINE = 16  # elements along the depth that are copied together where the depth is dense and there are no vectors
 
@@ -186,14 +187,11 @@ def _transposed(
     *outer, (inner, start, extent) = spans
 
     def square(column: Index, columns: int, k: Index, length: int) -> None:
-        elements = point.local("square", dtype, side, side)
-        with (
-            point.loop("v", length, LoopKind.VECTOR, side) as lane,
-            point.loop("u", columns, LoopKind.UNROLLED) as row,
-            point.where(inner.at(start + k + lane, variables)),
-        ):
-            point.store(elements, row * side + lane, load(column + row))
-        point.transpose(elements)
+        def element(row: Index, place: Index) -> Expr:
+            with point.where(inner.at(start + k + row, variables)):
+                return load(column + place)
+
+        elements = turned(point, dtype, side, length, columns, element)
         with (
             point.loop("v", columns, LoopKind.VECTOR, side) as lane,
             point.loop("u", length, LoopKind.UNROLLED) as row,

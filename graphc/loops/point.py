@@ -48,6 +48,17 @@ from graphc.loops.ir import (
 from graphc.passes.forms import splat
 
 Barrier = Callable[[tuple[Index, ...]], Expr | None]  # None: not known at this index, compute it
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A load of a kernel's input at a flat position, safe where conditions hold."""
+
+    value: Value
+    place: Index
+    conditions: tuple[Condition, ...]
+
+
 _Key = tuple[Value, tuple[Index, ...], tuple[Condition, ...]]
 
 
@@ -70,6 +81,7 @@ class Point:
         self.barriers: dict[Value, Barrier] = {}
         self.substitution: dict[Var, Index] = {}
         self.accesses: list[Index] = []  # every flat position that was read or written, before substitution
+        self.loads: list[Access] = []  # those of inputs
         self.uses: list[Index] = []  # every index that was used as a number or in a condition
         self._scopes = [_Scope()]
         self._depths: dict[Var | str, int] = {}
@@ -133,6 +145,14 @@ class Point:
         yield
         self.substitution = before
 
+    @contextmanager
+    def knowing(self, barriers: Mapping[Value, Barrier]) -> Iterator[None]:
+        """Further barriers inside."""
+        before = self.barriers
+        self.barriers = {**before, **barriers}
+        yield
+        self.barriers = before
+
     def local(self, prefix: str, dtype: DType, *shape: int) -> Buffer:
         """A LOCAL buffer, in scope from here to the end of the enclosing loop."""
         buffer = Buffer(self.name(prefix), dtype, shape, Space.LOCAL)
@@ -155,6 +175,8 @@ class Point:
         """The element of a flat buffer; zero where a condition fails."""
         zero = 0.0 if buffer.dtype.is_float else 0
         live = tuple(c for c in map(self._substituted, conditions) if c.known is not True)
+        if any(condition.known is False for condition in live):
+            return Const(zero, buffer.dtype)
         return self.let(Load(buffer, self._place(buffer, self._record(index)), live, zero if live else 0))
 
     def let(self, expr: Expr, location: Location | None = None) -> Expr:
@@ -231,6 +253,7 @@ class Point:
         buffer = self.buffers[value]
         flat = flatten(index, value.type.extents)
         self.accesses.append(flat)
+        self.loads.append(Access(value, flat, conditions))
         place = tuple(map(self._where, index)) if buffer.shape == value.type.extents else self._place(buffer, flat)
         return Load(buffer, place, tuple(dict.fromkeys(map(self._substituted, conditions))), otherwise)
 

@@ -1,6 +1,6 @@
 """The numbers of a kernel's loops: chosen from form and target, printable as one line, overridable.
 
-    map lanes=8 unroll=4 blocks=16 tile=64
+    map lanes=8 unroll=4 blocks=16
     rows lanes=8 unroll=4 blocks=32 buffer=16384
     columns lanes=8 unroll=4 blocks=8
     narrow lanes=16 blocks=8
@@ -34,13 +34,11 @@ COSTS = dict.fromkeys(("div", "sqrt", "rsqrt", "floor_div", "mod"), 4) | dict.fr
 
 @dataclass(frozen=True, slots=True)
 class MapSchedule:
-    """A pointwise kernel: vectors in flight, blocks that threads may share, and how much of a row that an operand
-    crosses (a transpose) is done before the next row, while its cache lines last."""
+    """A pointwise kernel: vectors in flight, and blocks that threads may share."""
 
     lanes: int
     unroll: int
     blocks: int
-    tile: int = 64
 
     def __str__(self) -> str:
         return _text("map", self)
@@ -133,7 +131,7 @@ def parse(text: str) -> Schedule:
     kind, *pairs = text.split()
     numbers = dict(pair.split("=", 1) for pair in pairs)
     if kind not in _KINDS or set(numbers) != {f.name for f in fields(_KINDS[kind])}:
-        raise ArgumentError(f"a schedule looks like 'map lanes=8 unroll=4 blocks=16 tile=64', not {text!r}")
+        raise ArgumentError(f"a schedule looks like 'map lanes=8 unroll=4 blocks=16', not {text!r}")
     return _KINDS[kind](**{name: int(number) for name, number in numbers.items()})
 
 
