@@ -24,17 +24,20 @@ from math import prod
 
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.index import ZERO, Condition, Index, flatten, unflatten
-from graphc.loops.ir import Buffer, Function, Load, LoopKind, Space
+from graphc.loops.ir import Buffer, Expr, Function, Load, LoopKind, Space
 from graphc.loops.nest import Group, blocks, identity, leading, size, spread, walk
 from graphc.loops.pack import Prepare, block_panels, computed, in_place, panels
 from graphc.loops.point import Point, always, location, parameters
 from graphc.loops.roles import Operand, Roles, assign, axes_of, place_in
-from graphc.loops.schedule import PACK_EACH, PACK_NEVER, ContractSchedule
+from graphc.loops.schedule import PACK_EACH, PACK_FIRST, PACK_NEVER, ContractSchedule
 from graphc.loops.sums import TileSums
 from graphc.loops.sweep import fill_finals
 from graphc.loops.tile import Factors, Multiplier, Tile
 from graphc.loops.totals import Partial, identity_of
 from graphc.passes.forms import Contract
+
+Operands = Callable[[Index, Index], tuple[Factors, Prepare | None]]  # of a block: see `factors`
+Fill = Callable[[Buffer, Tile, Factors | None, Index], None]  # sums of a tile in a step
 
 
 def lower_contract(body: Graph, form: Contract, name: str, schedule: ContractSchedule) -> Function:
@@ -107,18 +110,24 @@ class _Kernel:
     def nothing(self, results: Mapping[Value, Buffer]) -> None:
         """A product without terms, or without elements."""
         if 0 not in self.form.space:
-            self.tiles(results, self.multiplier.clear)
+            self.tiles(results, lambda acc, tile, _factors, _step: self.multiplier.clear(acc, tile))
 
     def something(self, results: Mapping[Value, Buffer]) -> None:
-        """Operands, then tiles; with several pieces of the depth first their sums, then the tiles."""
-        if self.pieces > 1:
-            slabs = self.new("slabs", self.schedule.parts * prod(self.form.space))
+        """Operands, then tiles; with several parts of the depth first their sums, then the tiles."""
+        parts, steps = self.parts
+        if parts > 1:
+            slabs = self.new("slabs", parts * prod(self.form.space))
             self.slabs(slabs)
-            self.tiles(results, lambda acc, tile: self.collect(acc, tile, slabs))
+            self.tiles(results, lambda acc, tile, _factors, _step: self.collect(acc, tile, slabs))
             return
         plan = grid(self.roles, self.schedule, self.schedule.blocks)
-        factors = self.factors(plan, plan.blocks)
-        self.tiles(results, self.multiply, factors)
+        sums = self.new("sums", prod(self.form.space)) if steps > 1 else None
+
+        def fill(acc: Buffer, tile: Tile, factors: Factors | None, step: Index) -> None:
+            assert factors
+            self.extend(acc, tile, factors, sums, ZERO, step)
+
+        self.tiles(results, fill, self.factors(plan, plan.blocks), sums)
 
     def finals(self, results: Mapping[Value, Buffer]) -> None:
         """What depends on accumulations."""
@@ -131,18 +140,19 @@ class _Kernel:
 
     # Operands ------------------------------------------------------------------------------------------------
 
-    def factors(self, plan: Grid, blocks: int) -> Callable[[Index, Index], tuple[Factors, Prepare | None]]:
+    def factors(self, plan: Grid, blocks: int) -> Operands:
         """Both operands as the tiles of a block read them, and what fills its panels, if something must.
 
         Of the number of a block among `blocks`, and of its number in `plan`.
         """
         roles, schedule = self.roles, self.schedule
-        left, right = self.source(roles.left), self.source(roles.panel)
-        pieces, own = self.pieces, in_place(self.point, roles.left, left)
+        pieces, own = prod(self.parts), in_place(self.point, roles.left, self.source(roles.left))
         packs = schedule.pack if roles.cols and not roles.dots else PACK_NEVER
         if packs == PACK_EACH and roles.depth:
             along = plan.lengths[2]
-            buffer, of = block_panels(self.point, roles, right, self.broad, schedule.lanes, pieces, blocks, along)
+            buffer, of = block_panels(
+                self.point, roles, self.read(PACK_EACH), self.broad, schedule.lanes, pieces, blocks, along
+            )
             self.scratch.append(buffer)
 
             def packed(number: Index, block: Index) -> tuple[Factors, Prepare | None]:
@@ -151,18 +161,19 @@ class _Kernel:
                 return Factors(own, panel, pieces), fill
 
             return packed
-        panel = in_place(self.point, roles.panel, right)
         if packs:
-            buffer, panel = panels(self.point, roles, right, self.broad, schedule.lanes)
+            buffer, panel = panels(self.point, roles, self.read(PACK_FIRST), self.broad, schedule.lanes)
             self.scratch.append(buffer)
+        else:
+            panel = in_place(self.point, roles.panel, self.source(roles.panel))
         return lambda _number, _block: (Factors(own, panel, pieces), None)
 
     @property
-    def pieces(self) -> int:
-        """Of the depth; one where there are not enough terms for more."""
+    def parts(self) -> tuple[int, int]:
+        """Parts of the depth and steps of each; one where there are not enough terms for more."""
         longest = max((group.extent for group in self.roles.depth), default=1)
-        wanted = self.schedule.parts * self.schedule.steps
-        return wanted if wanted <= longest else 1
+        wanted = self.schedule.parts, self.schedule.steps
+        return wanted if prod(wanted) <= longest else (1, 1)
 
     def source(self, operand: Operand) -> Buffer:
         """Where an operand's source is; computed into scratch unless it is an input."""
@@ -171,6 +182,14 @@ class _Kernel:
             self.scratch.append(buffer)
             self.point.buffers = {**self.point.buffers, operand.source: buffer}
         return self.point.buffers[operand.source]
+
+    def read(self, pack: int) -> Callable[[], Expr]:
+        """The panel's operand at the current point, as packing reads it; computed there if it is read once."""
+        panel = self.roles.panel
+        if panel.source not in self.point.buffers and (pack == PACK_FIRST or self.roles.panel_is_own):
+            return lambda: self.point.at(panel.source, panel.index)
+        buffer = self.source(panel)
+        return lambda: self.point.load(buffer, panel.place)
 
     def new(self, name: str, size: int) -> Buffer:
         buffer = Buffer(self.point.name(name), self.result.dtype, (size,), Space.SCRATCH)
@@ -182,11 +201,15 @@ class _Kernel:
     def tiles(
         self,
         results: Mapping[Value, Buffer],
-        fill: Callable[..., None],
-        factors: Callable[[Index, Index], tuple[Factors, Prepare | None]] | None = None,
+        fill: Fill,
+        factors: Operands | None = None,
+        sums: Buffer | None = None,
     ) -> None:
-        """All tiles, each filled (from `factors`, where there are any), then given its epilogue."""
-        plan = grid(self.roles, self.schedule, self.schedule.blocks)
+        """All tiles, each filled (from `factors`, where there are any), then given its epilogue.
+
+        With `sums`, where they are put down meanwhile, in all the steps of a part, of which the last has the epilogue.
+        """
+        plan, steps = grid(self.roles, self.schedule, self.schedule.blocks), self.parts[1] if sums else 1
         for node in self.form.accumulations:
             self.partials[node] = Partial.of(self.point.name("part"), node, plan.blocks)
             self.scratch.append(self.partials[node].buffer)
@@ -194,17 +217,22 @@ class _Kernel:
             for partial in self.partials.values():
                 partial.clear(self.point, block, self.schedule.lanes, 1)
             given, prepare = factors(block, block) if factors else (None, None)
+            with self.point.loop("s", steps) as step:
 
-            def finish(tile: Tile) -> None:
-                acc = self.point.local("acc", self.result.dtype, tile.size)
-                fill(acc, tile, *((given, ZERO) if given else ()))
-                self.epilogue(acc, tile, block, results)
+                def finish(tile: Tile) -> None:
+                    acc = self.point.local("acc", self.result.dtype, tile.size)
+                    fill(acc, tile, given, step)
+                    if sums:
+                        with self.point.when((Condition(Index(steps - 2) - step),)):
+                            self.put(acc, tile, sums, ZERO)
+                    with self.point.when((Condition(step - (steps - 1)),)):
+                        self.epilogue(acc, tile, block, results)
 
-            self.sweep(plan, block, finish, prepare, ZERO)
+                self.sweep(plan, block, finish, prepare, step)
 
     def slabs(self, slabs: Buffer) -> None:
         """Sums over the parts of the depth, one result-sized slab for each."""
-        parts, steps = self.schedule.parts, self.schedule.steps
+        parts, steps = self.parts
         plan = grid(self.roles, self.schedule, -(-self.schedule.blocks // parts))
         factors = self.factors(plan, parts * plan.blocks)
         with self.point.loop("b", parts * plan.blocks, LoopKind.PARALLEL, keep=True) as number:
@@ -212,16 +240,12 @@ class _Kernel:
             given, prepare = factors(number, block)
             with self.point.loop("s", steps) as step:
 
-                def extend(tile: Tile) -> None:
+                def put(tile: Tile) -> None:
                     acc = self.point.local("acc", self.result.dtype, tile.size)
-                    self.multiplier.clear(acc, tile)
-                    if steps > 1:
-                        with self.point.when((Condition(step - 1),)):
-                            self.take(acc, tile, slabs, part)
-                    self.multiplier.add_products(acc, tile, given, part * steps + step)
+                    self.extend(acc, tile, given, slabs if steps > 1 else None, part, step)
                     self.put(acc, tile, slabs, part)
 
-                self.sweep(plan, block, extend, prepare, part * steps + step)
+                self.sweep(plan, block, put, prepare, part * steps + step)
 
     def sweep(
         self, plan: Grid, block: Index, body: Callable[[Tile], None], prepare: Prepare | None, piece: Index
@@ -288,10 +312,13 @@ class _Kernel:
         """The current point's position in the result."""
         return flatten(identity(self.form.space), self.form.space)
 
-    def multiply(self, acc: Buffer, tile: Tile, factors: Factors, piece: Index) -> None:
-        """The tile's sums."""
+    def extend(self, acc: Buffer, tile: Tile, factors: Factors, sums: Buffer | None, part: Index, step: Index) -> None:
+        """The tile's sums after a step: what `sums` holds from the steps before, and this one's products."""
         self.multiplier.clear(acc, tile)
-        self.multiplier.add_products(acc, tile, factors, piece)
+        if sums:
+            with self.point.when((Condition(step - 1),)):
+                self.take(acc, tile, sums, part)
+        self.multiplier.add_products(acc, tile, factors, part * self.parts[1] + step)
 
     def take(self, acc: Buffer, tile: Tile, slabs: Buffer, part: Index) -> None:
         """The tile's sums so far."""

@@ -25,6 +25,7 @@ LINE = 16  # elements along the depth that are copied together where the depth i
 
 # Of the current point, in a strip (its first column, width), in a piece; zero where a condition fails.
 Element = Callable[[Index, int, Index, tuple[Condition, ...]], Expr]
+Read = Callable[[], Expr]  # the panel's operand at the current point
 Strips = Callable[[Callable[[Index, int], None]], None]  # calls its argument for each strip of a block
 Prepare = Callable[[Strips, Index], None]  # makes the panels of a block's strips for a piece of the depth
 Span = tuple[Group, Index, int]  # a group, and the part of it that is walked: where it starts, and its length
@@ -44,7 +45,7 @@ def in_place(point: Point, operand: Operand, buffer: Buffer) -> Element:
     return lambda _first, _wide, _piece, conditions: point.load(buffer, operand.place, conditions)
 
 
-def panels(point: Point, roles: Roles, source: Buffer, width: int, lanes: int) -> tuple[Buffer, Element]:
+def panels(point: Point, roles: Roles, read: Read, width: int, lanes: int) -> tuple[Buffer, Element]:
     """Panels of `width` columns, for the whole depth, in scratch; and how to read them."""
     cols = roles.cols
     assert cols is not None
@@ -53,7 +54,7 @@ def panels(point: Point, roles: Roles, source: Buffer, width: int, lanes: int) -
     pitch = -(-tail // lanes) * lanes
     each = roles.deep * (full * width + pitch)
     copies = size(batch)
-    buffer = Buffer(point.name("panels"), source.dtype, (copies * each,), Space.SCRATCH)
+    buffer = Buffer(point.name("panels"), roles.panel.source.dtype, (copies * each,), Space.SCRATCH)
     column = Index(0, ((cols.variable, 1),))
     whole = [(group, ZERO, group.extent) for group in roles.depth]
 
@@ -62,7 +63,7 @@ def panels(point: Point, roles: Roles, source: Buffer, width: int, lanes: int) -
         return row_major(batch) * each + first * roles.deep + inside
 
     def fill(first: Index, wide: int) -> None:
-        _copy(point, roles, source, whole, first, wide, lanes, lambda: (buffer, place(first, wide)))
+        _copy(point, roles, read, whole, first, wide, lanes, lambda: (buffer, place(first, wide)))
 
     if full:
         with point.section(), point.loop("p", copies * full, LoopKind.PARALLEL, keep=True) as number:
@@ -80,7 +81,7 @@ def panels(point: Point, roles: Roles, source: Buffer, width: int, lanes: int) -
 
 
 def block_panels(
-    point: Point, roles: Roles, source: Buffer, width: int, lanes: int, pieces: int, blocks: int, strips: int
+    point: Point, roles: Roles, read: Read, width: int, lanes: int, pieces: int, blocks: int, strips: int
 ) -> tuple[Buffer, Callable[[Index, Index], tuple[Element, Prepare]]]:
     """Room for the panels of one piece of the depth in each block; and how to fill and to read a block's.
 
@@ -93,7 +94,7 @@ def block_panels(
     pitch = -(-(cols.extent % width) // lanes) * lanes
     deep = (length + rest) * size(others)
     each = deep * (strips * width + pitch)
-    buffer = Buffer(point.name("panels"), source.dtype, (blocks * each,), Space.SCRATCH)
+    buffer = Buffer(point.name("panels"), roles.panel.source.dtype, (blocks * each,), Space.SCRATCH)
     column, along = Index(0, ((cols.variable, 1),)), Index(0, ((cut.variable, 1),))
 
     def of(block: Index, base: Index) -> tuple[Element, Prepare]:
@@ -109,7 +110,7 @@ def block_panels(
                     across(strip)
 
             def strip(first: Index, wide: int) -> None:
-                _copy(point, roles, source, (), first, wide, lanes, lambda: (buffer, place(first, wide, piece)))
+                _copy(point, roles, read, (), first, wide, lanes, lambda: (buffer, place(first, wide, piece)))
 
             copy(piece * length, length)
             if rest:
@@ -135,7 +136,7 @@ def row_major(groups: Sequence[Group]) -> Index:
 def _copy(
     point: Point,
     roles: Roles,
-    source: Buffer,
+    read: Read,
     spans: Sequence[Span],
     first: Index,
     wide: int,
@@ -148,14 +149,14 @@ def _copy(
 
     def load(position: Index) -> Expr:
         with point.where(cols.at(first + position, roles.variables)):
-            return point.load(source, operand.place)
+            return read()
 
     def store(position: Index, element: Expr) -> None:
         with point.where(cols.at(first + position, roles.variables)):
             point.store(*target(), element, location(operand.value))
 
     if operand.stride(cols) != 1 and spans and operand.stride(spans[-1][0]) == 1:
-        _transposed(point, spans, roles.variables, wide, lanes, source.dtype, load, store)
+        _transposed(point, spans, roles.variables, wide, lanes, operand.source.dtype, load, store)
     else:
         with _walk(point, spans, roles.variables):
             vectors(point, wide, lanes, max(1, wide // lanes), lambda position, _: store(position, load(position)))

@@ -43,7 +43,8 @@ class Operand:
     value: Value
     axes: frozenset[int]
     source: Value
-    place: Index  # flat position in the source
+    index: tuple[Index, ...]  # in the source
+    place: Index  # the same, flat
 
     def stride(self, group: Group | None) -> int:
         """Distance of neighbours along a group."""
@@ -108,6 +109,11 @@ class Roles:
         """Points of the batch."""
         return prod(group.extent for group in self.batch)
 
+    @property
+    def panel_is_own(self) -> bool:
+        """Whether every point of the batch has a panel of its own."""
+        return len(self.within(self.batch, self.panel)) == len(self.batch)
+
     def within(self, groups: Iterable[Group], operand: Operand) -> list[Group]:
         """The groups that an operand holds."""
         return [group for group in groups if operand.axes.issuperset(group.axes)]
@@ -127,8 +133,8 @@ def axes_of(body: Graph, form: Contract) -> Axes:
     operands = []
     for value, part in zip(node.inputs, parts, strict=True):
         axes = [letters.index(c) for c in part]
-        source, place = _source(value, tuple(var(f"a{axis}", extents[axis]) for axis in axes))
-        operands.append(Operand(value, frozenset(axes), source, place))
+        source, index = _source(value, tuple(var(f"a{axis}", extents[axis]) for axis in axes))
+        operands.append(Operand(value, frozenset(axes), source, index, flatten(index, source.type.extents)))
     probe = Point(dict(zip(body.inputs, parameters(body)[0], strict=True)))
     probe.barriers[node.output] = always(Const(0, node.output.dtype))
     swept = [value for value in body.outputs if value not in form.finals]
@@ -194,19 +200,18 @@ def _rows(groups: Sequence[Group], *, together: bool) -> Group | None:
     return Group.product(parts) if len(parts) > 1 and size(parts) > longest.extent else longest
 
 
-def _source(value: Value, index: tuple[Index, ...]) -> tuple[Value, Index]:
-    """The value to read an operand's element from, and its flat position there.
+def _source(value: Value, index: tuple[Index, ...]) -> tuple[Value, tuple[Index, ...]]:
+    """The value to read an operand's element from, and the position there.
 
     That is an input where movement alone leads to it by affine positions, else the smallest value on the way.
     """
-    best = value, flatten(index, value.type.extents)
+    best = value, index
     while value.node is not None and isinstance(value.node.op.kind, Movement):
         pieces = value.node.op.kind.index_map(value.node, index)
         if len(pieces) != 1 or any(condition.known is not True for condition in pieces[0].conditions):
             break
         value, index = value.node.inputs[pieces[0].operand], tuple(pieces[0].index)
-        place = flatten(index, value.type.extents)
         small = value.node is None or prod(value.type.extents) <= prod(best[0].type.extents)
-        if small and all(isinstance(atom, Var) for atom, _ in place.terms):
-            best = value, place
+        if small and all(isinstance(atom, Var) for atom, _ in flatten(index, value.type.extents).terms):
+            best = value, index
     return best

@@ -179,16 +179,11 @@ def _packing(roles: Roles, rows: int, itemsize: int, target: Target) -> int:
     pitches = [abs(roles.panel.stride(group)) * itemsize for group in roles.depth]
     aliased = any(map(_aliased, pitches))
     again = roles.height * min(roles.deep, DEEPEST) * itemsize > 2 * target.l2
-    if roles.deep * max(pitches, default=0) > target.l2 // 2 and _is_own(roles):
+    if roles.deep * max(pitches, default=0) > target.l2 // 2 and roles.panel_is_own:
         return PACK_EACH if again or (aliased and roles.height >= ROWS_TO_PACK) else PACK_NEVER
     if aliased:
         return PACK_FIRST if roles.height >= 64 and roles.deep > 64 else PACK_NEVER
     return PACK_FIRST if itemsize * roles.deep * roles.width > target.l2 and roles.height >= 192 else PACK_NEVER
-
-
-def _is_own(roles: Roles) -> bool:
-    """Whether every point of the batch has a panel of its own."""
-    return len(roles.within(roles.batch, roles.panel)) == len(roles.batch)
 
 
 def _tall(roles: Roles, rows: int, piece: int, target: Target) -> int:
