@@ -162,12 +162,17 @@ class Lanes:
 
 
 def polynomial(x: Lanes, coefficients: tuple[float, ...]) -> Lanes:
-    """c0 + c1 x + c2 x² + …, by Horner's rule."""
-    *rest, last = coefficients
-    result = x.like(last)
-    for coefficient in reversed(rest):
-        result = result.mad(x, coefficient)
+    """c0 + c1 x + c2 x² + …, as (c0 + c1 x) + (c2 + c3 x) x² + … by Horner's rule in x²: a chain of half the length."""
+    pairs = [_line(x, coefficients[n : n + 2]) for n in range(0, len(coefficients), 2)]
+    square = x * x
+    *rest, result = pairs
+    for pair in reversed(rest):
+        result = result.mad(square, pair)
     return result
+
+
+def _line(x: Lanes, coefficients: tuple[float, ...]) -> Lanes:
+    return x.like(coefficients[0]) if len(coefficients) == 1 else x.like(coefficients[1]).mad(x, coefficients[0])
 
 
 def hexadecimal(numbers: str) -> tuple[float, ...]:
