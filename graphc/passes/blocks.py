@@ -1,17 +1,18 @@
 """Matrices that every step of a scan multiplies by are laid out once, before it, as the product reads them.
 
 Before: a step with `%0 = contract %c0, %w0 spec="mk,nk->mn"` of its constant `%w0: f32[1024,256]`.
-After:  the constant is `f32[16,256,64]`, transposed outside: blocks of 64 neighbouring n, in each of which they stand
+After:  the constant is `f32[32,256,32]`, transposed outside: blocks of 32 neighbouring n, in each of which they stand
         side by side for one k after the other. The step computes `spec="mk,bkn->mbn"` and reshapes, which is a view.
 
-Vectors then run along n without gaps, one block after the other is read from end to end, and threads that share the
-blocks keep each its own in its cache from step to step. It is done where the letter that only the matrix has is last in
+A block is as wide as a register tile: vectors run along n without gaps, one block after the other is read from end to
+end, and threads that share the blocks keep each its own in its cache from step to step. It is done where the letter that only the matrix has is last in
 the result, and the matrix is not dense along it, or its rows are so far apart that they compete for their place in the
 cache.
 """
 
 from __future__ import annotations
 
+from math import prod
 from string import ascii_letters
 
 from graphc import ops
@@ -21,7 +22,8 @@ from graphc.ops.contraction import letters
 from graphc.ops.control import Parts, depending
 from graphc.passes.manager import graph_pass
 
-WIDTH = 256  # bytes of a block's rows: four vectors of the widest registers, with which a tile can be square
+TALL, WIDTH = 8, 128  # rows of a tile, and bytes of one that is so high: two of the widest vectors
+FLAT_WIDTH = 256  # bytes of lower ones
 NARROWEST = 64  # bytes
 ALIASED = 1024  # bytes: rows that are multiples of it apart share few places in the first-level cache
 
@@ -30,7 +32,7 @@ ALIASED = 1024  # bytes: rows that are multiples of it apart share few places in
 def block_weights(graph: Graph) -> Graph:
     """Lay out the matrices that the steps of a scan read.
 
-    Before: `contract %c0, %w0 spec="mk,nk->mn"` in a step, `%w0: f32[1024,256]`. After: `%w0: f32[16,256,64]`.
+    Before: `contract %c0, %w0 spec="mk,nk->mn"` in a step, `%w0: f32[1024,256]`. After: `%w0: f32[32,256,32]`.
     """
     if not any(isinstance(node.op.kind, Scan) for node in graph.nodes):
         return graph
@@ -93,7 +95,8 @@ class _Layout:
         (column,) = own
         extent, size = matrix.extents[mine.index(column)], matrix.dtype.itemsize
         is_dense = mine[-1] == column
-        width = _width(extent, size)
+        rows = prod(n for c, n in zip(other, node.inputs[1 - place].type.extents, strict=True) if c in result)
+        width = _width(extent, WIDTH if rows >= TALL else FLAT_WIDTH, size)
         if is_dense and (width == extent or extent * size % ALIASED):
             return None
         block = next(letter for letter in ascii_letters if letter not in mine + other)
@@ -111,8 +114,8 @@ class _Layout:
         return ops.transpose(ops.reshape(matrix, shape=self.shape), perm=[self.axes.index(c) for c in self.order])
 
 
-def _width(extent: int, size: int) -> int:
+def _width(extent: int, widest: int, size: int) -> int:
     """Columns of a block: as many as divide the extent; all of them where no number of whole vectors does."""
-    vectors = range(WIDTH // NARROWEST, 0, -1)
+    vectors = range(widest // NARROWEST, 0, -1)
     step = NARROWEST // size
     return next((n * step for n in vectors if extent % (n * step) == 0), extent)
