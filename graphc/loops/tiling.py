@@ -45,6 +45,7 @@ PIECE = 512  # terms between breaks
 FEWEST_ROWS = 48  # that make narrow tiles worth while
 ROWS_TO_PACK = 96  # that make copying a panel worth while where its lines compete for the cache
 BLOCKS = 16  # that pack what they read: large ones
+TALL, ROW_PARTS = 256, 8  # rows of a result that is cut into so many parts of its rows
 MOST_PARTS = 8  # of a deep sum, added up side by side
 SLABS = 16 * 1024 * 1024  # bytes of partial sums
 CANDIDATES = 8  # tiles for each axis whose memory traffic is looked at
@@ -83,7 +84,7 @@ class _Choice:
                 rows=rows,
                 unroll=unroll,
                 blocks=blocks,
-                strip=_tall(roles, rows, roles.deep // (parts * steps) * itemsize, target),
+                strip=_strip(roles, rows, pack, roles.deep // (parts * steps) * itemsize, target),
                 parts=parts,
                 steps=steps,
                 pack=pack,
@@ -180,16 +181,29 @@ def _packing(roles: Roles, rows: int, itemsize: int, target: Target) -> int:
     aliased = any(map(_aliased, pitches))
     again = roles.height * min(roles.deep, DEEPEST) * itemsize > 2 * target.l2
     if roles.deep * max(pitches, default=0) > target.l2 // 2 and roles.panel_is_own:
+        if _is_tall(roles):
+            return PACK_FIRST
         return PACK_EACH if again or (aliased and roles.height >= ROWS_TO_PACK) else PACK_NEVER
     if aliased:
         return PACK_FIRST if roles.height >= 64 and roles.deep > 64 else PACK_NEVER
     return PACK_FIRST if itemsize * roles.deep * roles.width > target.l2 and roles.height >= 192 else PACK_NEVER
 
 
-def _tall(roles: Roles, rows: int, piece: int, target: Target) -> int:
+def _is_tall(roles: Roles) -> bool:
+    """Whether blocks are cut out of the rows of the result: one that has many, no wider than high, of short sums.
+
+    Then the panel is the smaller operand, and each block reads and writes long pieces of the result.
+    """
+    is_high = roles.height >= max(roles.width, TALL) and roles.copies == 1
+    return is_high and roles.panel.stride(roles.cols) == 1 and 1 < roles.deep <= PIECE
+
+
+def _strip(roles: Roles, rows: int, pack: int, piece: int, target: Target) -> int:
     """Tiles of rows that pass over a strip before the next: as many as the cache holds, in equal parts."""
     tiles = roles.height // rows
     chunks = -(-tiles * rows * piece // target.l2) or 1
+    if pack == PACK_FIRST and _is_tall(roles):
+        chunks = max(chunks, ROW_PARTS)
     return max(1, -(-tiles // chunks))
 
 
