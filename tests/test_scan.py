@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -410,6 +411,40 @@ def test_the_plan_of_a_step_is_verified_with_the_plan() -> None:
             whole.graph,
             plan.Plan(whole.graph, steps, whole.slots, whole.constants, whole.arena_bytes, whole.live_bytes),
         )
+
+
+def test_the_last_round_leaves_out_what_only_a_further_round_would_read() -> None:
+    step, arrays, _ = training()
+    forward, backward = step.compilation_for(*arrays).plan.loops
+    assert (forward.tail, backward.tail) == (0, 1)
+    assert "7 x step.gradient (the last without 1 step)" in str(step.compilation_for(*arrays).plan)
+
+    x, w, first = (random(*shape, seed=seed) for seed, shape in enumerate([(5, 3, 4), (4, 4), (3, 4)]))
+    given = placeholders(x=x, w=w, first=first)
+
+    def finish(carry: gx.Tensor, row: gx.Tensor) -> tuple[gx.Tensor, gx.Tensor]:
+        return gx.tanh(carry @ given[1] + row), gx.exp(carry)
+
+    last, results = gx.scan(finish, given[2], given[0])
+    for outputs, is_less in (([gx.sum(results)], True), ([gx.sum(results), last], False)):
+        for threads in (1, 2):
+            run = gx.compile(given, outputs, threads=threads)
+            (loop,) = run.compilation_for(x, w, first).plan.loops
+            assert (loop.tail > 0) is is_less
+            testing.assert_matches_interpreter(run, x, w, first)
+
+
+@pytest.mark.parametrize(("reads_last", "tail", "message"), [(True, 1, "carry %c0"), (False, 3, "a result")])
+def test_a_last_round_that_leaves_out_what_is_read_is_refused(reads_last: bool, tail: int, message: str) -> None:
+    x, w, first = (random(*shape) for shape in [(5, 3, 4), (4, 4), (3, 4)])
+    given = placeholders(x=x, w=w, first=first)
+    last, results = gx.scan(lambda c, row: (gx.tanh(c @ given[1] + row), gx.exp(c)), given[2], given[0])
+    whole = gx.compile(given, [last, results] if reads_last else [results]).compilation_for(x, w, first).plan
+    (loop,) = whole.loops
+    steps = tuple(dataclasses.replace(step, tail=tail) if step is loop else step for step in whole.steps)
+    broken = plan.Plan(whole.graph, steps, whole.slots, whole.constants, whole.arena_bytes, whole.live_bytes)
+    with pytest.raises(gx.errors.VerifyError, match=f"leaves out {message}"):
+        plan.verify(whole.graph, broken)
 
 
 def test_a_carry_that_is_a_result_is_read_back_not_copied() -> None:

@@ -7,7 +7,8 @@
 
 A loop of the plan is a counted loop around a call of a function of its own, `i64 loop0(ptr table)`, which is made like
 the step, from the plan of the loop's step. Each thread fills a table on its own stack; from one round to the next the
-addresses of slices and results move on, and so do those of carries that are read back from results. The rounds of a
+addresses of slices and results move on, and so do those of carries that are read back from results. Where the last
+round has less to do, its number is passed as a bit: `i64 loop0(ptr table, i1 last)`. The rounds of a
 loop in shares (`plan.steps.Loop`) are claimed by threads, each of which runs its own as a team of one; where there are
 no more rounds than shares, the threads divide into a team for each.
 
@@ -97,8 +98,9 @@ def _write(plan: Plan, kernels: Mapping[Node, Function], module: Module, *, thre
     """Append the functions of a plan and of its loops."""
     outermost, *inner = plan.all()
     names = {outermost: NAME, **{loop: f"loop{number}" for number, loop in enumerate(inner)}}
+    tails = {loop.plan: loop.tail for part in names for loop in part.loops}
     for part in names:
-        _Step(part, kernels, module, names, threaded=threaded, timed=timed).write()
+        _Step(part, kernels, module, names, threaded=threaded, timed=timed).write(tails.get(part, 0))
 
 
 class _Step:
@@ -121,14 +123,16 @@ class _Step:
         self.columns, self.width = columns(next(iter(names)))
         self.counts = self.before = ""  # where this thread's cycles are added up, and where the last reading is
 
-    def write(self) -> None:
-        """Append the function to the module."""
+    def write(self, tail: int) -> None:
+        """Append the function to the module; with `tail`, it leaves out so many steps in the last round."""
         self.load_table()
         self.start_clock()
         checks = 0
         for number, (before, step) in enumerate(pairwise((None, *self.plan.steps))):
             if _is_check(before) and not _is_check(step):
                 self.meet()
+            if tail and number == len(self.plan.steps) - tail:
+                self.leave_if_last()
             match step:
                 case Copy():
                     self.copy(step)
@@ -142,7 +146,15 @@ class _Step:
             self.read_clock(number)
         self.body.void("ret i64 0")
         parameters = "ptr noalias %table" + (", ptr %team, i64 %tid, i64 %threads" if self.threaded else "")
+        parameters += ", i1 %last" if tail else ""
         self.module.add(f"define i64 @{self.names[self.plan]}({parameters}) {ATTRIBUTES} {{\nentry:\n{self.body}\n}}")
+
+    def leave_if_last(self) -> None:
+        leave, on = self.body.label("leave"), self.body.label("on")
+        self.body.void(f"br i1 %last, label %{leave}, label %{on}")
+        self.body.start(leave)
+        self.body.void("ret i64 0")
+        self.body.start(on)
 
     def load_table(self) -> None:
         """All addresses are loaded once, at the start."""
@@ -281,7 +293,8 @@ class _Step:
             earlier = emit(f"{'add' if frame.is_reverse else 'sub'} i64 {place}, 1")
             stored = emit(f"getelementptr i8, ptr {base}, i64 {emit(f'mul i64 {earlier}, {pitch}')}")
             self.enter(table, frame.carry(carry), emit(f"select i1 {is_first}, ptr {first}, ptr {stored}"))
-        emit(f"call i64 @{self.names[step.plan]}(ptr {table}{parameters})")
+        last = f", i1 {emit(f'icmp eq i64 {number}, {frame.length - 1}')}" if step.tail else ""
+        emit(f"call i64 @{self.names[step.plan]}(ptr {table}{parameters}{last})")
         body.add_incoming(number, emit(f"add i64 {number}, 1"), body.block)
         body.void(f"br label %{head}")
         body.start(leave)

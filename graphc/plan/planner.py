@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
-from graphc.ir.graph import Graph, Node, Value
+from graphc.ir.graph import Graph, Node, Value, topological
 from graphc.ir.op import Scan
 from graphc.plan.arena import Interval, live_bytes, place
 from graphc.plan.model import Plan
@@ -178,6 +179,7 @@ def _finish(
     offsets, arena_bytes = place(draft.intervals, max(draft.live_bytes, default=0))
 
     table = {literal.data: Address(Base.CONSTANT, index) for index, literal in enumerate(found.constants)}
+    used = {value for node in found.graph.nodes for value in node.inputs}.union(found.graph.results)
 
     def in_arena(key: Value | Node) -> Address:
         return Address(Base.ARENA, 0, offsets[draft.interval_of[key]])
@@ -194,7 +196,8 @@ def _finish(
         room = Scratch(in_arena(item), scratch[item]) if scratch.get(item, 0) else None
         if item in plans:
             constants = tuple(table[literal.data] for literal in plans[item].constants)
-            return Loop(item, operands, results, plans[item], constants, room, shares[item])
+            tail = _tail(plans[item], item.attrs["body"].state, [value in used for value in item.outputs])
+            return Loop(item, operands, results, plans[item], constants, room, shares[item], tail)
         return Call(item, operands, results, room, checks(item))
 
     def slot(value: Value) -> Slot:
@@ -211,6 +214,21 @@ def _finish(
         arena_bytes,
         draft.live_bytes,
     )
+
+
+def _tail(plan: Plan, carries: Sequence[Value], used: Sequence[bool]) -> int:
+    """How many of the last steps of a loop's plan only make carries whose final value is not used."""
+    unused = {carry for carry, is_used in zip(carries, used, strict=False) if not is_used}
+    wanted = [*plan.graph.outputs, *(value for state, value in plan.graph.next if state not in unused)]
+    needed = set(topological(wanted))
+
+    def is_needed(step: Step) -> bool:
+        if isinstance(step, Copy):
+            target = step.target
+            return target.base is not Base.STATE or plan.graph.state[target.index] not in unused
+        return step.node in needed
+
+    return sum(1 for _ in takewhile(lambda step: not is_needed(step), reversed(plan.steps)))
 
 
 def _over(found: Storages, draft: _Draft, value: Value) -> Value | None:

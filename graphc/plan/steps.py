@@ -94,6 +94,9 @@ class Loop:
 
     With one of `shares` all threads run each step together. With more they are so many teams, each of which runs steps
     of its own, in an arena of its own: one after the other in `scratch`.
+
+    The last `tail` steps of the plan make nothing but carries that nobody reads behind the loop: the last round has no
+    need of them.
     """
 
     node: Node
@@ -103,6 +106,7 @@ class Loop:
     constants: tuple[Address, ...]
     scratch: Scratch | None = None
     shares: int = 1
+    tail: int = 0
 
 
 Step = Call | Copy | Loop

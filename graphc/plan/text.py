@@ -72,7 +72,8 @@ def _called(step: Call | Loop) -> str:
     attrs = step.node.attrs
     if isinstance(step, Loop):
         shared = f" in {step.shares} shares" if step.shares > 1 else ""
-        return f"{attrs['length']} x {attrs['body'].name}{shared}"
+        tail = f" (the last without {step.tail} step{'s' * (step.tail > 1)})" if step.tail else ""
+        return f"{attrs['length']} x {attrs['body'].name}{shared}{tail}"
     return str(attrs.get("name", step.node.op.name))
 
 

@@ -10,7 +10,7 @@ shared with the planner: what is a view, what is a check and what may be overwri
  4. inputs and constants are never written, state not before the last check;
  5. the constants are the graph's literals;
  6. the plan of a loop's step computes the step, finds its constants, and has room for its arena, for each of those that
-    run at once: only steps without carries do;
+    run at once: only steps without carries do; and what its last round leaves out is read by nobody behind the loop;
  7. at the end each output carries its value, each state its next value or the old one.
 """
 
@@ -23,6 +23,7 @@ from graphc.errors import VerifyError
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.memory import ALIGNMENT
 from graphc.ir.op import Scan
+from graphc.ops.control import depending
 from graphc.passes.forms import may_alias
 from graphc.plan.model import Plan
 from graphc.plan.steps import Address, Base, Call, Copy, Loop, aligned
@@ -189,8 +190,24 @@ class _Simulation:
             raise VerifyError(f"the steps of {loop.node!r} depend on each other, but are shared", loop.node.location)
         if loop.shares > 1 and any(inner.shares > 1 for part in plan.all() for inner in part.loops):
             raise VerifyError(f"the steps of {loop.node!r} are shared, and so are those of a loop inside")
+        self._tail(loop)
         if aligned(plan.arena_bytes) * loop.shares > (loop.scratch.bytes if loop.scratch else 0):
             raise VerifyError(f"the step of {loop.node!r} has no room for its arena", loop.node.location)
+
+    def _tail(self, loop: Loop) -> None:
+        """Without the last steps, nothing may be missing but carries that are not used."""
+        used = {value for node in self.graph.nodes for value in node.inputs}.union(self.graph.results)
+        finals = dict(zip(loop.node.attrs["body"].state, loop.node.outputs))
+        graph, steps = loop.plan.graph, loop.plan.steps
+        tail = steps[len(steps) - loop.tail :]
+        made = depending(graph.nodes, (v for step in tail if not isinstance(step, Copy) for v in step.node.outputs))
+        stored = {step.target for step in tail if isinstance(step, Copy)}
+        for state, value in graph.next:
+            is_missing = value in made or Address(Base.STATE, graph.state.index(state)) in stored
+            if is_missing and finals[state] in used:
+                raise VerifyError(f"the last round of {loop.node!r} leaves out carry %{state.name}", loop.node.location)
+        if not made.isdisjoint(graph.outputs) or any(address.base is not Base.STATE for address in stored):
+            raise VerifyError(f"the last round of {loop.node!r} leaves out a result", loop.node.location)
 
     def _copy(self, copy: Copy, checks: set[Node]) -> None:
         read, write = self._range(copy.source, copy.bytes), self._range(copy.target, copy.bytes)
