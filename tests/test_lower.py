@@ -15,9 +15,10 @@ from graphc.ir.graph import Literal, Value, build
 from graphc.ir.index import ZERO
 from graphc.ir.types import DType, TensorType
 from graphc.loops import interpret, schedule
-from graphc.loops.ir import Buffer, Const, Function, Loop, LoopKind, Space, Stmt, Transpose
+from graphc.loops.ir import Buffer, Const, Function, Local, Loop, LoopKind, Space, Stmt, Transpose
 from graphc.loops.lower import lower
 from graphc.loops.point import Point
+from graphc.loops.stages import Stage, stages
 from graphc.loops.target import AVX2, TARGETS, from_features
 from graphc.loops.totals import fill
 from graphc.loops.verify import verify
@@ -114,6 +115,28 @@ def test_axes_that_all_operands_walk_together_become_one_loop() -> None:
     assert isinstance(block, Loop)
     (loop,) = block.body
     assert isinstance(loop, Loop) and loop.var.extent == 8 * 64 // 32
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (300,), (3, 256), (2, 600), (1, 9)])
+def test_chains_of_functions_are_done_in_stages(shape: tuple[int, ...]) -> None:
+    x, y = value(shape), value(shape)
+    deep = ops.tanh(ops.mul(ops.exp(x), y))
+    outputs = [deep, ops.add(ops.sigmoid(deep), ops.mul(x, y)), ops.exp(x)]
+    check(Map, [x, y], outputs, MAPS)
+    backwards = ops.transpose(ops.exp(ops.sin(x)), perm=tuple(range(len(shape)))[::-1])
+    check(Map, [x], [ops.reshape(ops.tanh(backwards), shape=(math.prod(shape),))], MAPS)
+    function = lower(build("f", [x, y], outputs), "f", AVX2)
+    kept = [stmt.buffer for stmt in statements(function.body) if isinstance(stmt, Local)]
+    assert bool(kept) is bool(shape)
+
+
+def test_a_stage_keeps_what_it_reads_and_no_stage_is_needed_for_one_function() -> None:
+    x, y = value((8,)), value((8,))
+    slow = ops.exp(x)
+    late = ops.add(ops.tanh(slow), y)
+    assert stages([late, slow], (8,)) == [Stage((slow,), (slow, y)), Stage((late,), ())]
+    scaled = ops.mul(slow, y)
+    assert stages([slow, scaled], (8,)) == [Stage((slow, scaled), ())]
 
 
 TURNED = [

@@ -11,6 +11,7 @@ from graphs import random_graphs
 from hypothesis import HealthCheck, given, settings
 from samples import SAMPLES
 
+import graphc as gx
 from graphc import compare, pipeline, reference
 from graphc.ir.graph import Graph, build
 from graphc.loops import interpret
@@ -80,3 +81,15 @@ def test_many_random_graphs_on_every_rung(case: tuple[Graph, list[Array]]) -> No
     graph, feeds = case
     hypothesis.note(str(graph))
     climb(graph, feeds)
+
+
+@pytest.mark.parametrize("size", [5, 256, 700])
+def test_stages_of_a_chain_of_functions_may_write_over_what_later_ones_read(size: int) -> None:
+    start = np.linspace(-1, 1, size, dtype=np.float32)
+    state, other = (gx.Parameter(start.copy(), name=name) for name in ("state", "other"))
+    mixed = gx.tanh(gx.exp(state)) * state + gx.tanh(gx.sigmoid(state) * state)
+    step = gx.compile([], gx.exp(state), updates={state: gx.exp(state) - state, other: mixed})
+    np.testing.assert_allclose(step(), np.exp(start), rtol=1e-6)
+    np.testing.assert_allclose(state.data, np.exp(start) - start, rtol=1e-5, atol=1e-6)
+    wanted = np.tanh(np.exp(start)) * start + np.tanh(start / (1 + np.exp(-start)))
+    np.testing.assert_allclose(other.data, wanted, rtol=1e-5, atol=1e-6)

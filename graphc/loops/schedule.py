@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass, fields
 
 from graphc.errors import ArgumentError
-from graphc.ir.graph import Graph
+from graphc.ir.graph import Graph, Node
 from graphc.ir.op import Elementwise
 from graphc.ir.types import DType
 from graphc.loops.target import Target
@@ -27,8 +27,9 @@ LEAST_COST, FEW_BLOCKS = 16 * 1024, 4  # the same where that makes few: some mic
 WIDE_ROW, WIDE_SPACE = 256, 128 * 1024  # elements: from here on columns are summed a row at a time
 STREAMS = 32  # rows that are as well read side by side
 _SIMPLE = 1
+_FUNCTION = 12
 COSTS = dict.fromkeys(("div", "sqrt", "rsqrt", "floor_div", "mod"), 4) | dict.fromkeys(
-    ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sigmoid", "erf", "pow"), 12
+    ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sigmoid", "erf", "pow"), _FUNCTION
 )
 
 
@@ -179,6 +180,11 @@ def cost(body: Graph) -> int:
     """Scalar operations for one point, roughly; loads and stores count."""
     work = sum(COSTS.get(node.op.name, _SIMPLE) for node in body.nodes if isinstance(node.op.kind, Elementwise))
     return work + len(body.inputs) + len(body.outputs)
+
+
+def is_function(node: Node) -> bool:
+    """Whether a node is a chain of many operations."""
+    return COSTS.get(node.op.name, _SIMPLE) >= _FUNCTION
 
 
 def share(work: int) -> int:

@@ -1,0 +1,54 @@
+"""Chains of functions in stages: a stretch of elements goes through one function before the next.
+
+Before: z = tanh(exp(x)), element by element.  After: e = exp(x) for 256 elements, kept in the cache, then tanh(e).
+
+A processor works on the next elements while one is on its way through a chain of dependent operations, but can look
+ahead by a few hundred instructions only: two functions deep, it waits. What a later stage reads is kept by an earlier
+one, operands too, so that results of a stage may lie over operands at the same place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from graphc.ir.graph import Value, topological
+from graphc.ir.op import Elementwise, Generator
+from graphc.loops.schedule import is_function
+
+STRETCH = 256  # elements
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What a stage computes: `results`, and what is `kept` for later ones."""
+
+    results: tuple[Value, ...]
+    kept: tuple[Value, ...]
+
+
+def stages(results: Iterable[Value], space: tuple[int, ...]) -> list[Stage]:
+    """The stages of some results of one shape; one stage where what is late has another shape on its way."""
+    results = list(dict.fromkeys(results))
+    depth: dict[Value, int] = {}
+    kept: dict[Value, None] = {}
+
+    def level(value: Value) -> int:
+        return max(0, depth.get(value, 0) - 1)
+
+    for node in topological(results):
+        deep = max((depth.get(value, 0) for value in node.inputs), default=0) + is_function(node)
+        depth.update(dict.fromkeys(node.outputs, deep))
+        if isinstance(node.op.kind, Elementwise) and level(node.output):
+            if node.output.type.extents != space:
+                return [Stage(tuple(results), ())]
+            kept.update((v, None) for v in node.inputs if level(v) < level(node.output) and not _is_free(v))
+    last = max(map(level, results), default=0)
+    return [
+        Stage(*(tuple(v for v in values if level(v) == number) for values in (results, kept)))
+        for number in range(last + 1)
+    ]
+
+
+def _is_free(value: Value) -> bool:
+    return value.node is not None and isinstance(value.node.op.kind, Generator)
