@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from math import prod
 
 from graphc.ir.graph import Value
@@ -86,7 +87,7 @@ def block_panels(
     """Room for the panels of one piece of the depth in each block; and how to fill and to read a block's.
 
     A block has `strips` full strips; the last one also what is left over. Given its number and its first column, and
-    read row by row, however short a strip's rows are.
+    read row by row, however short a strip's rows are; strip by strip where the source's lines run along the depth.
     """
     cols, (cut, *others) = roles.cols, nesting(roles.depth, pieces)
     assert cols is not None
@@ -106,11 +107,15 @@ def block_panels(
             def copy(start: Index, count: int) -> None:
                 spans = [(group, ZERO, group.extent) for group in others]
                 spans.insert(roles.depth.index(cut), (cut, start, count))
-                with point.section(), _walk(point, spans, roles.variables):
-                    across(strip)
+                with point.section():
+                    if _is_turned(roles.panel, cols, spans):
+                        across(partial(strip, spans))
+                        return
+                    with _walk(point, spans, roles.variables):
+                        across(partial(strip, ()))
 
-            def strip(first: Index, wide: int) -> None:
-                _copy(point, roles, read, (), first, wide, lanes, lambda: (buffer, place(first, wide, piece)))
+            def strip(spans: Sequence[Span], first: Index, wide: int) -> None:
+                _copy(point, roles, read, spans, first, wide, lanes, lambda: (buffer, place(first, wide, piece)))
 
             copy(piece * length, length)
             if rest:
@@ -155,11 +160,16 @@ def _copy(
         with point.where(cols.at(first + position, roles.variables)):
             point.store(*target(), element, location(operand.value))
 
-    if operand.stride(cols) != 1 and spans and operand.stride(spans[-1][0]) == 1:
+    if _is_turned(operand, cols, spans):
         _transposed(point, spans, roles.variables, wide, lanes, operand.source.dtype, load, store)
     else:
         with _walk(point, spans, roles.variables):
             vectors(point, wide, lanes, max(1, wide // lanes), lambda position, _: store(position, load(position)))
+
+
+def _is_turned(operand: Operand, cols: Group, spans: Sequence[Span]) -> bool:
+    """Whether it is dense along the depth that is walked and not along the columns."""
+    return operand.stride(cols) != 1 and bool(spans) and operand.stride(spans[-1][0]) == 1
 
 
 @contextmanager
