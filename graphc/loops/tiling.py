@@ -176,7 +176,9 @@ def _packing(roles: Roles, rows: int, itemsize: int, target: Target) -> int:
     if roles.cols is None or roles.panel is roles.left:
         return PACK_NEVER
     if roles.panel.stride(roles.cols) != 1:
-        return PACK_FIRST if roles.height > rows or roles.height >= 4 else PACK_NEVER
+        if roles.height <= rows and roles.height < 4:
+            return PACK_NEVER
+        return PACK_EACH if roles.panel_is_own and roles.copies >= BLOCKS else PACK_FIRST
     pitches = [abs(roles.panel.stride(group)) * itemsize for group in roles.depth]
     aliased = any(map(_aliased, pitches))
     again = roles.height * min(roles.deep, DEEPEST) * itemsize > 2 * target.l2
