@@ -45,6 +45,7 @@ PIECE = 512  # terms between breaks
 FEWEST_ROWS = 48  # that make narrow tiles worth while
 ROWS_TO_PACK = 96  # that make copying a panel worth while where its lines compete for the cache
 BLOCKS = 16  # that pack what they read: large ones
+FEW_STRIPS = 8  # that are not divided well however wide they are
 TALL, ROW_PARTS = 256, 8  # rows of a result that is cut into so many parts of its rows
 MOST_PARTS = 8  # of a deep sum, added up side by side
 SLABS = 16 * 1024 * 1024  # bytes of partial sums
@@ -73,8 +74,8 @@ class _Choice:
         along = roles.depth[-1].extent if roles.dots else roles.width
         lanes = min(target.lanes(itemsize), 1 << (along - 1).bit_length()) if axis != NO_AXIS else 1
         for cost, vectors, rows, unroll in (_dot_tiles if roles.dots else _tiles)(roles, lanes, itemsize, target):
-            pack = PACK_NEVER if roles.dots else _packing(roles, rows, itemsize, target)
             broad = vectors * (1 if roles.dots else lanes)
+            pack = PACK_NEVER if roles.dots else _packing(roles, rows, broad, itemsize, target)
             blocks = min(share(round(PER_CYCLE * cost * roles.copies)), BLOCKS if pack == PACK_EACH else MOST_BLOCKS)
             parts, steps = _pieces(roles, pack, broad, blocks, itemsize, target)
             schedule = ContractSchedule(
@@ -90,7 +91,8 @@ class _Choice:
                 pack=pack,
                 fma=int(target.fma),
             )
-            yield _Choice(cost * roles.copies + _traffic(axes, roles, pack, broad, itemsize), schedule)
+            total = cost * roles.copies * _uneven(roles, schedule, broad)
+            yield _Choice(total + _traffic(axes, roles, pack, broad, itemsize), schedule)
 
 
 def _aliased(stride: int) -> bool:
@@ -164,21 +166,24 @@ def _dot_tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[
     return sorted(found)[:CANDIDATES]
 
 
-def _packing(roles: Roles, rows: int, itemsize: int, target: Target) -> int:
+def _packing(roles: Roles, rows: int, broad: int, itemsize: int, target: Target) -> int:
     """Whether and when to copy the panel.
 
     Not where it is dense along the columns and small, or read by too few tiles of rows: a processor fetches pages that
     follow each other at a steady distance ahead, and copying costs more than that leaves to gain. Where the lines of a
     deep sum compete for their place in the cache, or the rows are so many that each strip is fetched again and again,
-    strip by strip, which needs little room. Otherwise beforehand: when it is not dense, or so large or so aligned that
-    it does not stay in the cache.
+    strip by strip, which needs little room; likewise where it is not dense and each point of the batch has its own, or
+    it is larger than the cache and the other operand is not. Otherwise beforehand: when it is not dense, or so large or
+    so aligned that it does not stay in the cache.
     """
     if roles.cols is None or roles.panel is roles.left:
         return PACK_NEVER
     if roles.panel.stride(roles.cols) != 1:
         if roles.height <= rows and roles.height < 4:
             return PACK_NEVER
-        return PACK_EACH if roles.panel_is_own and roles.copies >= BLOCKS else PACK_FIRST
+        left, panel = (roles.deep * extent * itemsize for extent in (roles.height, roles.width))
+        in_strips = roles.width >= BLOCKS * broad and left <= target.l2 < panel
+        return PACK_EACH if roles.panel_is_own and (roles.copies >= BLOCKS or in_strips) else PACK_FIRST
     pitches = [abs(roles.panel.stride(group)) * itemsize for group in roles.depth]
     aliased = any(map(_aliased, pitches))
     again = roles.height * min(roles.deep, DEEPEST) * itemsize > 2 * target.l2
@@ -189,6 +194,14 @@ def _packing(roles: Roles, rows: int, itemsize: int, target: Target) -> int:
     if aliased:
         return PACK_FIRST if roles.height >= 64 and roles.deep > 64 else PACK_NEVER
     return PACK_FIRST if itemsize * roles.deep * roles.width > target.l2 and roles.height >= 192 else PACK_NEVER
+
+
+def _uneven(roles: Roles, schedule: ContractSchedule, broad: int) -> float:
+    """How much longer two threads take where they share whole strips, which do not divide equally: half of what it
+    could be, as the one that has no more takes some of the other's."""
+    strips = schedule.parts * roles.width / broad
+    is_shared = schedule.pack == PACK_EACH and roles.copies == 1 and strips >= FEW_STRIPS
+    return 0.5 + -(-strips // 2) / strips if is_shared else 1.0
 
 
 def _is_tall(roles: Roles) -> bool:
@@ -238,7 +251,8 @@ def _pieces(roles: Roles, pack: int, broad: int, blocks: int, itemsize: int, tar
     longest = max((group.extent for group in roles.depth), default=1)
     if pack == PACK_EACH:
         parts = max(1, min(MOST_PARTS, roles.deep // PIECE, longest, -(-blocks // -(-roles.width // broad))))
-        return parts, max(1, min(round(roles.deep / parts / PIECE), longest // parts))
+        leaves = roles.height * roles.deep // parts * itemsize > target.l2
+        return parts, max(1, min(round(roles.deep / parts / PIECE), longest // parts)) if leaves else 1
     if roles.deep <= DEEPEST or (roles.dots and roles.deep <= 16 * DEEPEST):
         pitches = [abs(roles.panel.stride(group)) * itemsize for group in roles.depth]
         leaves = any(map(_aliased, pitches)) or 2 * roles.height * roles.deep * itemsize > target.l2
