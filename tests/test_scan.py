@@ -335,6 +335,18 @@ def test_passes_leave_a_graph_without_scans_alone() -> None:
         assert run(graph, [name])[0] is graph
 
 
+def test_a_square_matrix_and_its_transpose_are_laid_out_apart() -> None:
+    w, x = (random(*shape, seed=seed) for seed, shape in enumerate([(256, 256), (3, 4, 256)]))
+    given = placeholders(w=w, x=x)
+
+    def there_and_back(carry: gx.Tensor, row: gx.Tensor) -> tuple[gx.Tensor, gx.Tensor]:
+        carry = gx.tanh(gx.tanh(carry @ given[0].T / 16 + row) @ given[0] / 16)
+        return carry, carry
+
+    _, results = gx.scan(there_and_back, given[1][0], given[1])
+    testing.assert_matches_interpreter(gx.compile(given, results), w, x)
+
+
 def test_the_ledger_counts_every_step() -> None:
     x, w = placeholders(x=X, w=W)
     _, ys = gx.scan(lambda c, x: (c, x @ w), None, x)

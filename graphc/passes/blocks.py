@@ -12,6 +12,7 @@ they compete for their place in the cache.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 from string import ascii_letters
 
@@ -45,21 +46,22 @@ def _blocked(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
     parts, body = Parts.of(node, inputs), node.attrs["body"]
     outer = dict(zip(parts.fixed, parts.constants, strict=True))
     varying = depending(body.nodes, (*body.state, *parts.sliced))
-    inner: dict[tuple[Value, str], Value] = {}
+    inner: dict[tuple[Value, _Layout], Value] = {}
     outside: list[Value] = []
 
     def transform(product: Node, operands: tuple[Value, ...]) -> tuple[Value, ...]:
         place = _matrix(product, outer, varying)
-        layout = None if place is None else _Layout.of(product, place)
-        if place is None or layout is None:
+        blocks = None if place is None else _blocks_of(product, place)
+        if place is None or blocks is None:
             return copy_node(product, operands)
-        key = product.inputs[place], layout.order
+        layout, spec = blocks
+        key = product.inputs[place], layout
         if key not in inner:
             laid = layout.apply(outer[key[0]])
             inner[key] = Value(laid.type, name=f"blocks{len(inner)}")
             outside.append(laid)
         given = [inner[key] if number == place else value for number, value in enumerate(operands)]
-        return (ops.reshape(ops.contract(*given, spec=layout.spec), shape=product.output.shape),)
+        return (ops.reshape(ops.contract(*given, spec=spec), shape=product.output.shape),)
 
     found = rebuild(body, transform)
     if found is body:
@@ -78,40 +80,42 @@ def _matrix(node: Node, outer: dict[Value, Value], varying: set[Value]) -> int |
     return places[0] if places else None
 
 
+@dataclass(frozen=True, slots=True)
 class _Layout:
-    """How a matrix is stored: `shape` to reshape it to, then its axes in `order`."""
+    """How a matrix is stored: reshaped to `shape`, then transposed. Products with equal ones share what is stored."""
 
-    def __init__(self, shape: tuple[int, ...], order: str, axes: str, spec: str) -> None:
-        self.shape, self.order, self.axes, self.spec = shape, order, axes, spec
-
-    @staticmethod
-    def of(node: Node, place: int) -> _Layout | None:
-        """The layout for an operand of a product; None where it is good as it is."""
-        *parts, result = letters(node.attrs["spec"])
-        mine, other, matrix = parts[place], parts[1 - place], node.inputs[place].type
-        own = [letter for letter in mine if letter not in other]
-        if len(own) != 1 or result[-1] != own[0] or any(c in result for c in mine if c in other):
-            return None
-        (column,) = own
-        extent, size = matrix.extents[mine.index(column)], matrix.dtype.itemsize
-        is_dense = mine[-1] == column
-        rows = prod(n for c, n in zip(other, node.inputs[1 - place].type.extents, strict=True) if c in result)
-        width = _width(extent, WIDTH if rows >= TALL else FLAT_WIDTH, size)
-        if is_dense and (width == extent or extent * size % ALIASED):
-            return None
-        block = next(letter for letter in ascii_letters if letter not in mine + other)
-        shape: list[int] = []
-        for letter, whole in zip(mine, matrix.extents, strict=True):
-            shape += [whole // width, width] if letter == column else [whole]
-        axes = mine.replace(column, block + column)
-        order = block + "".join(c for c in other if c in mine) + column
-        specs = [parts[0], parts[1]]
-        specs[place] = order
-        return _Layout(tuple(shape), order, axes, f"{specs[0]},{specs[1]}->{result[:-1]}{block}{column}")
+    shape: tuple[int, ...]
+    perm: tuple[int, ...]
 
     def apply(self, matrix: Value) -> Value:
         """The matrix in this layout."""
-        return ops.transpose(ops.reshape(matrix, shape=self.shape), perm=[self.axes.index(c) for c in self.order])
+        return ops.transpose(ops.reshape(matrix, shape=self.shape), perm=self.perm)
+
+
+def _blocks_of(node: Node, place: int) -> tuple[_Layout, str] | None:
+    """The layout for an operand of a product, and the product's spec with it; None where it is good as it is."""
+    *parts, result = letters(node.attrs["spec"])
+    mine, other, matrix = parts[place], parts[1 - place], node.inputs[place].type
+    own = [letter for letter in mine if letter not in other]
+    if len(own) != 1 or result[-1] != own[0] or any(c in result for c in mine if c in other):
+        return None
+    (column,) = own
+    extent, size = matrix.extents[mine.index(column)], matrix.dtype.itemsize
+    is_dense = mine[-1] == column
+    rows = prod(n for c, n in zip(other, node.inputs[1 - place].type.extents, strict=True) if c in result)
+    width = _width(extent, WIDTH if rows >= TALL else FLAT_WIDTH, size)
+    if is_dense and (width == extent or extent * size % ALIASED):
+        return None
+    block = next(letter for letter in ascii_letters if letter not in mine + other)
+    shape: list[int] = []
+    for letter, whole in zip(mine, matrix.extents, strict=True):
+        shape += [whole // width, width] if letter == column else [whole]
+    axes = mine.replace(column, block + column)
+    order = block + "".join(c for c in other if c in mine) + column
+    specs = [parts[0], parts[1]]
+    specs[place] = order
+    layout = _Layout(tuple(shape), tuple(map(axes.index, order)))
+    return layout, f"{specs[0]},{specs[1]}->{result[:-1]}{block}{column}"
 
 
 def _width(extent: int, widest: int, size: int) -> int:
