@@ -29,6 +29,8 @@ TILES = (  # of any axis: `axis` is filled in
     "lanes=4 vectors=2 rows=3 unroll=2 blocks=3 strip=2 parts=1 steps=1 pack=1 fma=1",
     "lanes=4 vectors=1 rows=2 unroll=1 blocks=1 strip=1 parts=2 steps=1 pack=0 fma=0",
     "lanes=2 vectors=3 rows=1 unroll=3 blocks=9 strip=3 parts=2 steps=2 pack=1 fma=1",
+    "lanes=4 vectors=1 rows=3 unroll=1 blocks=2 strip=9 parts=1 steps=2 pack=2 fma=1",
+    "lanes=2 vectors=2 rows=2 unroll=1 blocks=4 strip=1 parts=2 steps=2 pack=2 fma=1",
 )
 MATMULS = ("mk,kn->mn", "mk,nk->mn", "km,kn->mn", "km,nk->nm", "bmk,bkn->bmn", "bmk,nk->mbn")
 
@@ -112,6 +114,32 @@ def test_native_products_of_every_type_and_transposition(spec: str, dtype: DType
     body = build("body", [a, b], [ops.contract(a, b, spec=spec)])
     feeds = [feed(a), feed(b)]
     check_native(body, feeds, evaluate(body, feeds)[0])
+
+
+def made(x: Value, how: str) -> Value:
+    """Something of x's shape that is computed from it."""
+    rank, extents = x.type.rank, x.type.extents
+    none = (0,) * rank
+    match how:
+        case "square":
+            return ops.mul(x, x)
+        case "shifted":  # along the first axis, as the values of a recurrence before each step
+            zeros = ops.broadcast(splat(0.0, ()), shape=(1, *extents[1:]), axes=())
+            rest = ops.slice(x, start=none, stop=(extents[0] - 1, *extents[1:]), step=(1,) * rank)
+            return ops.concat(zeros, rest, axis=0)
+        case _:  # padded: along the last axis
+            low = (*none[1:], 2)
+            rest = ops.slice(x, start=none, stop=(*extents[:-1], extents[-1] - 2), step=(1,) * rank)
+            return ops.pad(rest, low=low, high=none, interior=none, value=0.5)
+
+
+@pytest.mark.parametrize("how", ["square", "shifted", "padded"])
+@pytest.mark.parametrize("spec", ["abm,abn->mn", "mab,nab->mn", "abm,nab->mn", "bmk,bnk->bmn"])
+def test_operands_are_computed_where_their_axes_run_together_or_not(spec: str, how: str) -> None:
+    sizes = {"a": 2, "b": 3, "m": 3, "n": 5, "k": 4}
+    x, y = operands(spec, sizes)
+    check([x, y], [ops.contract(x, made(y, how), spec=spec)])
+    check([x, y], [ops.contract(made(x, how), y, spec=spec)])
 
 
 # Around the product --------------------------------------------------------------------------------------------
