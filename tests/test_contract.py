@@ -182,6 +182,20 @@ def test_a_prologue_computes_pads_and_turns_the_operands(spec: str, sizes: dict[
     check([a, b], [ops.contract(turned, shifted, spec=spec)], pick)
 
 
+def test_packing_computes_what_walks_the_axes_as_the_product_does_and_copies_what_does_not() -> None:
+    a, b = value((8, 16, 3)), value((7, 16, 3))
+    joined = ops.exp(b)
+    parted = ops.pad(b, low=(9, 0, 0), high=(0, 0, 0), interior=(0, 0, 0), value=2.0)
+    for operand, is_copied in ((joined, False), (parted, True)):
+        body = build("body", [a, b], [ops.contract(a, operand, spec="mlk,nlk->mn")])
+        function = lower(body, "body", AVX2, schedule.parse(f"contract axis=1 {TILES[0]}"))
+        verify(function)
+        assert any(buffer.name.startswith("operand") for buffer in function.scratch) is is_copied
+        feeds = [feed(a), feed(b)]
+        (wanted,), _ = evaluate(body, feeds)
+        close(interpret.run(function, feeds)[0], wanted)
+
+
 def test_one_value_may_be_both_operands() -> None:
     a = value((5, 7))
     square = ops.neg(a)
