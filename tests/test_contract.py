@@ -29,6 +29,8 @@ TILES = (  # of any axis: `axis` is filled in
     "lanes=4 vectors=2 rows=3 unroll=2 blocks=3 strip=2 parts=1 steps=1 pack=1 fma=1",
     "lanes=4 vectors=1 rows=2 unroll=1 blocks=1 strip=1 parts=2 steps=1 pack=0 fma=0",
     "lanes=2 vectors=3 rows=1 unroll=3 blocks=9 strip=3 parts=2 steps=2 pack=1 fma=1",
+    "lanes=4 vectors=1 rows=3 unroll=1 blocks=2 strip=9 parts=1 steps=2 pack=2 fma=1",
+    "lanes=2 vectors=2 rows=2 unroll=1 blocks=4 strip=1 parts=2 steps=2 pack=2 fma=1",
 )
 MATMULS = ("mk,kn->mn", "mk,nk->mn", "km,kn->mn", "km,nk->nm", "bmk,bkn->bmn", "bmk,nk->mbn")
 
@@ -114,6 +116,32 @@ def test_native_products_of_every_type_and_transposition(spec: str, dtype: DType
     check_native(body, feeds, evaluate(body, feeds)[0])
 
 
+def made(x: Value, how: str) -> Value:
+    """Something of x's shape that is computed from it."""
+    rank, extents = x.type.rank, x.type.extents
+    none = (0,) * rank
+    match how:
+        case "square":
+            return ops.mul(x, x)
+        case "shifted":  # along the first axis, as the values of a recurrence before each step
+            zeros = ops.broadcast(splat(0.0, ()), shape=(1, *extents[1:]), axes=())
+            rest = ops.slice(x, start=none, stop=(extents[0] - 1, *extents[1:]), step=(1,) * rank)
+            return ops.concat(zeros, rest, axis=0)
+        case _:  # padded: along the last axis
+            low = (*none[1:], 2)
+            rest = ops.slice(x, start=none, stop=(*extents[:-1], extents[-1] - 2), step=(1,) * rank)
+            return ops.pad(rest, low=low, high=none, interior=none, value=0.5)
+
+
+@pytest.mark.parametrize("how", ["square", "shifted", "padded"])
+@pytest.mark.parametrize("spec", ["abm,abn->mn", "mab,nab->mn", "abm,nab->mn", "bmk,bnk->bmn"])
+def test_operands_are_computed_where_their_axes_run_together_or_not(spec: str, how: str) -> None:
+    sizes = {"a": 2, "b": 3, "m": 3, "n": 5, "k": 4}
+    x, y = operands(spec, sizes)
+    check([x, y], [ops.contract(x, made(y, how), spec=spec)])
+    check([x, y], [ops.contract(made(x, how), y, spec=spec)])
+
+
 # Around the product --------------------------------------------------------------------------------------------
 
 
@@ -152,6 +180,20 @@ def test_a_prologue_computes_pads_and_turns_the_operands(spec: str, sizes: dict[
     padded = ops.pad(b, low=one, high=none, interior=none, value=0.5)
     shifted = ops.slice(padded, start=none, stop=b.type.extents, step=one)
     check([a, b], [ops.contract(turned, shifted, spec=spec)], pick)
+
+
+def test_packing_computes_what_walks_the_axes_as_the_product_does_and_copies_what_does_not() -> None:
+    a, b = value((8, 16, 3)), value((7, 16, 3))
+    joined = ops.exp(b)
+    parted = ops.pad(b, low=(9, 0, 0), high=(0, 0, 0), interior=(0, 0, 0), value=2.0)
+    for operand, is_copied in ((joined, False), (parted, True)):
+        body = build("body", [a, b], [ops.contract(a, operand, spec="mlk,nlk->mn")])
+        function = lower(body, "body", AVX2, schedule.parse(f"contract axis=1 {TILES[0]}"))
+        verify(function)
+        assert any(buffer.name.startswith("operand") for buffer in function.scratch) is is_copied
+        feeds = [feed(a), feed(b)]
+        (wanted,), _ = evaluate(body, feeds)
+        close(interpret.run(function, feeds)[0], wanted)
 
 
 def test_one_value_may_be_both_operands() -> None:

@@ -172,6 +172,11 @@ def test_a_training_step_of_two_layers_is_six_kernels() -> None:
     ]
 
 
+def test_a_result_that_is_a_repeated_number_in_another_shape_is_one_kernel() -> None:
+    result = fused(build("zeros", [], [make("reshape", splat(0.0, (3, 4)), shape=(1, 3, 4))]))
+    assert [node.op.name for node in result.nodes] == ["kernel"]
+
+
 def test_repeated_layers_share_the_text_of_their_kernels() -> None:
     result = fused(mlp_step(sizes=(10,) * 8))
     # Two more layers than in the step of six kernels are needed until everything repeats.

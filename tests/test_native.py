@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis
@@ -93,3 +94,18 @@ def test_stages_of_a_chain_of_functions_may_write_over_what_later_ones_read(size
     np.testing.assert_allclose(state.data, np.exp(start) - start, rtol=1e-5, atol=1e-6)
     wanted = np.tanh(np.exp(start)) * start + np.tanh(start / (1 + np.exp(-start)))
     np.testing.assert_allclose(other.data, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("move", [lambda x: x.T, lambda x: gx.flip(x, 0), lambda x: gx.concat([x[:13], x[13:]])])
+def test_a_late_stage_that_moves_what_it_reads_is_not_parted_from_what_is_written_over_it(
+    move: Callable[[gx.Tensor], gx.Tensor],
+) -> None:
+    start = np.random.default_rng(0).uniform(-1, 1, (40, 40)).astype(np.float32)
+    state = gx.Parameter(start.copy(), name="state")
+    deep = move(gx.tanh(gx.exp(move(state))))
+    mixed = gx.concat([gx.tanh(gx.exp(state))[:13], state[13:]])
+    step = gx.compile([], [deep, mixed], updates={state: gx.exp(state)})
+    late = np.tanh(np.exp(start))
+    for found, wanted in zip(step(), (late, np.concatenate([late[:13], start[13:]])), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state.data, np.exp(start), rtol=1e-6)

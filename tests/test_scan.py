@@ -394,6 +394,17 @@ def test_a_training_step_with_a_scan_agrees_with_the_interpreter() -> None:
     testing.assert_matches_interpreter(step, *arrays)
 
 
+def test_the_weights_of_a_large_recurrence_agree_with_the_interpreter() -> None:
+    """Large enough for the gradient's operands to be copied block by block: the states before each step, too."""
+    gx.manual_seed(0)
+    net = nn.LSTM(8, 256, batch_first=True)
+    x, wanted = gx.placeholder("x", (32, 40, 8)), gx.placeholder("wanted", (32, 40, 256))
+    loss = gx.mean((net(x)[0] - wanted) ** 2)
+    step = gx.compile([x, wanted], loss, updates=optim.SGD(net.parameters(), lr=10.0).minimize(loss))
+    arrays = [random(32, 40, size, seed=size, dtype=np.float32) for size in (8, 256)]
+    testing.assert_matches_interpreter(step, *arrays)
+
+
 def test_every_stage_can_be_read_back_and_the_plan_is_verified() -> None:
     step, arrays, _ = training()
     compilation = step.compilation_for(*arrays)

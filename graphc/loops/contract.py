@@ -25,7 +25,7 @@ from math import prod
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.index import ZERO, Condition, Index, flatten, unflatten
 from graphc.loops.ir import Buffer, Expr, Function, Load, LoopKind, Space
-from graphc.loops.nest import Group, blocks, identity, leading, size, spread, walk
+from graphc.loops.nest import Group, blocks, collapse, identity, leading, size, spread, walk
 from graphc.loops.pack import Prepare, block_panels, computed, in_place, panels
 from graphc.loops.point import Point, always, location, parameters
 from graphc.loops.roles import Operand, Roles, assign, axes_of, place_in
@@ -186,10 +186,20 @@ class _Kernel:
     def read(self, pack: int) -> Callable[[], Expr]:
         """The panel's operand at the current point, as packing reads it; computed there if it is read once."""
         panel = self.roles.panel
-        if panel.source not in self.point.buffers and (pack == PACK_FIRST or self.roles.panel_is_own):
+        is_once = pack == PACK_FIRST or self.roles.panel_is_own
+        if panel.source not in self.point.buffers and is_once and self.walks_as_one(panel):
             return lambda: self.point.at(panel.source, panel.index)
         buffer = self.source(panel)
         return lambda: self.point.load(buffer, panel.place)
+
+    def walks_as_one(self, operand: Operand) -> bool:
+        """Whether what an operand is computed from has its axes in the same groups as its own elements."""
+        probe = Point(self.point.buffers)
+        probe.at(operand.source, operand.index)
+        roles = self.roles
+        groups = [*roles.batch, *roles.depth, *(group for group in (roles.rows, roles.cols) if group)]
+        single = [part for group in groups for part in (group.parts or (group,))]
+        return all(len(collapse(g.axes, roles.variables, probe.accesses, probe.uses)) <= 1 for g in single)
 
     def new(self, name: str, size: int) -> Buffer:
         buffer = Buffer(self.point.name(name), self.result.dtype, (size,), Space.SCRATCH)

@@ -3,8 +3,10 @@
 Before: z = tanh(exp(x)), element by element.  After: e = exp(x) for 256 elements, kept in the cache, then tanh(e).
 
 A processor works on the next elements while one is on its way through a chain of dependent operations, but can look
-ahead by a few hundred instructions only: two functions deep, it waits. What a later stage reads is kept by an earlier
-one, operands too, so that results of a stage may lie over operands at the same place.
+ahead by a few hundred instructions only: two functions deep, it waits.
+
+Invariant: all that a later stage reads has been kept by an earlier one, operands too. So an earlier stage may write its
+results over operands at the same place.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ class Stage:
 
 
 def stages(results: Iterable[Value], space: tuple[int, ...]) -> list[Stage]:
-    """The stages of some results of one shape; one stage where what is late has another shape on its way."""
+    """The stages of some results of one shape; a single one where what is late moves, or has another shape on its way.
+
+    What moves is read at another place than the current one, which is the only one that is kept.
+    """
     results = list(dict.fromkeys(results))
     depth: dict[Value, int] = {}
     kept: dict[Value, None] = {}
@@ -39,8 +44,8 @@ def stages(results: Iterable[Value], space: tuple[int, ...]) -> list[Stage]:
     for node in topological(results):
         deep = max((depth.get(value, 0) for value in node.inputs), default=0) + is_function(node)
         depth.update(dict.fromkeys(node.outputs, deep))
-        if isinstance(node.op.kind, Elementwise) and level(node.output):
-            if node.output.type.extents != space:
+        if level(node.output):
+            if not isinstance(node.op.kind, Elementwise) or node.output.type.extents != space:
                 return [Stage(tuple(results), ())]
             kept.update((v, None) for v in node.inputs if level(v) < level(node.output) and not _is_free(v))
     last = max(map(level, results), default=0)

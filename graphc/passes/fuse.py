@@ -32,7 +32,7 @@ from graphc.passes.kernels import clone, make_kernel
 from graphc.passes.manager import graph_pass
 from graphc.passes.partition import Partition
 from graphc.passes.sink import sink_reshapes
-from graphc.passes.units import RECOMPUTE_COST, Cone, Unit, cheap_nodes, cost, size, unit_of, units, work
+from graphc.passes.units import RECOMPUTE_COST, Cone, Unit, cheap_nodes, cost, is_view, size, unit_of, units, work
 
 PROLOGUE_COST = 4  # of stored work on a contraction's operands, which is repeated by every tile that packs them
 GROUP_LIMIT = 96  # units in one kernel; bounds the cost of classifying the joins
@@ -217,7 +217,7 @@ class _Fusion:
 
     def _form(self, members: list[int]) -> Form | None:
         first = self.units[members[0]].node
-        if len(members) == 1 and (isinstance(first.op.kind, Call | Scan) or first.op.name == "reshape"):
+        if len(members) == 1 and (isinstance(first.op.kind, Call | Scan) or is_view(first, self.cheap)):
             return None
         return classify(Graph("", (), (), self._nodes(members), tuple(self._outputs(members))))
 
