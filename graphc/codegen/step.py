@@ -150,6 +150,7 @@ class _Step:
         self.module.add(f"define i64 @{self.names[self.plan]}({parameters}) {ATTRIBUTES} {{\nentry:\n{self.body}\n}}")
 
     def leave_if_last(self) -> None:
+        """All threads return here in the last round."""
         leave, on = self.body.label("leave"), self.body.label("on")
         self.body.void(f"br i1 %last, label %{leave}, label %{on}")
         self.body.start(leave)

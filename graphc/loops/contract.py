@@ -330,19 +330,19 @@ class _Kernel:
                 self.take(acc, tile, sums, part)
         self.multiplier.add_products(acc, tile, factors, part * self.parts[1] + step)
 
-    def take(self, acc: Buffer, tile: Tile, slabs: Buffer, part: Index) -> None:
+    def take(self, acc: Buffer, tile: Tile, sums: Buffer, part: Index) -> None:
         """The tile's sums so far."""
 
         def load(row: Index, column: Index, _: Index) -> None:
-            value = self.point.load(slabs, part * prod(self.form.space) + self.here)
+            value = self.point.load(sums, part * prod(self.form.space) + self.here)
             self.point.store(acc, row * tile.slots + column, value)
 
         self.multiplier.each(tile, load)
 
-    def put(self, acc: Buffer, tile: Tile, slabs: Buffer, part: Index) -> None:
+    def put(self, acc: Buffer, tile: Tile, sums: Buffer, part: Index) -> None:
         def store(row: Index, column: Index, _: Index) -> None:
             value = self.point.load(acc, row * tile.slots + column)
-            self.point.store(slabs, part * prod(self.form.space) + self.here, value)
+            self.point.store(sums, part * prod(self.form.space) + self.here, value)
 
         self.multiplier.each(tile, store)
 

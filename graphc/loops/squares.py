@@ -35,7 +35,10 @@ def turned(
 
 
 def crossed_axis(reads: Sequence[Access], outer: Sequence[Group], inner: Group, lanes: int) -> Group | None:
-    """The axis along which most reads are dense that are not so along the vectors; None where vectors stay empty."""
+    """The axis along which most reads are dense that are not so along `inner`.
+
+    None where squares would be mostly empty both ways: one of their sides must be at least half full.
+    """
     counts = {group: sum(_crosses(read, group, inner) for read in reads) for group in outer}
     found = [group for group in outer if counts[group] and 2 * max(group.extent, inner.extent) >= lanes > 1]
     return max(found, key=lambda group: counts[group], default=None)
@@ -91,7 +94,7 @@ def in_squares(
                 return point.load(point.buffers[read.value], read.place, read.conditions)
 
         squares = {read: turned(point, read.value.dtype, side, height, width, partial(load, read)) for read in crossing}
-        kind = LoopKind.UNROLLED if schedule.unroll > 1 else LoopKind.SERIAL
+        kind = LoopKind.UNROLLED if schedule.unroll > 1 else LoopKind.SERIAL  # of much work, the code would be long
         with (
             point.loop("v", width, LoopKind.VECTOR, side) as column,
             point.loop("u", height, kind) as row,

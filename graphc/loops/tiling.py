@@ -46,7 +46,7 @@ FEWEST_ROWS = 48  # that make narrow tiles worth while
 ROWS_TO_PACK = 96  # that make copying a panel worth while where its lines compete for the cache
 BLOCKS = 16  # that pack what they read: large ones
 FEW_STRIPS = 8  # that are not divided well however wide they are
-TALL, ROW_PARTS = 256, 8  # rows of a result that is cut into so many parts of its rows
+HIGH, ROW_PARTS = 256, 8  # rows of a result that is cut into so many parts of its rows
 MOST_PARTS = 8  # of a deep sum, added up side by side
 SLABS = 16 * 1024 * 1024  # bytes of partial sums
 CANDIDATES = 8  # tiles for each axis whose memory traffic is looked at
@@ -209,7 +209,7 @@ def _is_tall(roles: Roles) -> bool:
 
     Then the panel is the smaller operand, and each block reads and writes long pieces of the result.
     """
-    is_high = roles.height >= max(roles.width, TALL) and roles.copies == 1
+    is_high = roles.height >= max(roles.width, HIGH) and roles.copies == 1
     return is_high and roles.panel.stride(roles.cols) == 1 and 1 < roles.deep <= PIECE
 
 
