@@ -23,8 +23,8 @@ from graphc.ops.contraction import letters
 from graphc.ops.control import Parts, depending
 from graphc.passes.manager import graph_pass
 
-TALL, WIDTH = 8, 128  # rows of a tile, and bytes of one that is so high: two of the widest vectors
-FLAT_WIDTH = 256  # bytes of lower ones
+HIGH_TILES, HIGH_WIDTH = range(8, 64), 128  # rows of products that run in tiles of 8 rows, and bytes of such a tile
+WIDTH = 256  # bytes of others: lower ones, and those whose rows are so many that a block is read again and again
 NARROWEST = 64  # bytes
 ALIASED = 1024  # bytes: rows that are multiples of it apart share few places in the first-level cache
 
@@ -103,7 +103,7 @@ def _blocks_of(node: Node, place: int) -> tuple[_Layout, str] | None:
     extent, size = matrix.extents[mine.index(column)], matrix.dtype.itemsize
     is_dense = mine[-1] == column
     rows = prod(n for c, n in zip(other, node.inputs[1 - place].type.extents, strict=True) if c in result)
-    width = _width(extent, WIDTH if rows >= TALL else FLAT_WIDTH, size)
+    width = _width(extent, HIGH_WIDTH if rows in HIGH_TILES else WIDTH, size)
     if is_dense and (width == extent or extent * size % ALIASED):
         return None
     block = next(letter for letter in ascii_letters if letter not in mine + other)
