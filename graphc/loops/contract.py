@@ -37,7 +37,7 @@ from graphc.loops.totals import Partial, identity_of
 from graphc.passes.forms import Contract
 
 Operands = Callable[[Index, Index], tuple[Factors, Prepare | None]]  # of a block: see `factors`
-Fill = Callable[[Buffer, Tile, Factors | None, Index], None]  # sums of a tile in a step
+Fill = Callable[[Buffer, Tile, Index], None]  # sums of a tile in a step
 
 
 def lower_contract(body: Graph, form: Contract, name: str, schedule: ContractSchedule) -> Function:
@@ -110,7 +110,7 @@ class _Kernel:
     def nothing(self, results: Mapping[Value, Buffer]) -> None:
         """A product without terms, or without elements."""
         if 0 not in self.form.space:
-            self.tiles(results, lambda acc, tile, _factors, _step: self.multiplier.clear(acc, tile))
+            self.tiles(results, lambda _: (lambda acc, tile, _: self.multiplier.clear(acc, tile), None))
 
     def something(self, results: Mapping[Value, Buffer]) -> None:
         """Operands, then tiles; with several parts of the depth first their sums, then the tiles."""
@@ -118,16 +118,17 @@ class _Kernel:
         if parts > 1:
             slabs = self.new("slabs", parts * prod(self.form.space))
             self.slabs(slabs)
-            self.tiles(results, lambda acc, tile, _factors, _step: self.collect(acc, tile, slabs))
+            self.tiles(results, lambda _: (lambda acc, tile, _: self.collect(acc, tile, slabs), None))
             return
         plan = grid(self.roles, self.schedule, self.schedule.blocks)
         sums = self.new("sums", prod(self.form.space)) if steps > 1 else None
+        factors = self.factors(plan, plan.blocks)
 
-        def fill(acc: Buffer, tile: Tile, factors: Factors | None, step: Index) -> None:
-            assert factors
-            self.extend(acc, tile, factors, sums, ZERO, step)
+        def multiplied(block: Index) -> tuple[Fill, Prepare | None]:
+            given, prepare = factors(block, block)
+            return lambda acc, tile, step: self.extend(acc, tile, given, sums, ZERO, step), prepare
 
-        self.tiles(results, fill, self.factors(plan, plan.blocks), sums)
+        self.tiles(results, multiplied, sums)
 
     def finals(self, results: Mapping[Value, Buffer]) -> None:
         """What depends on accumulations."""
@@ -193,7 +194,10 @@ class _Kernel:
         return lambda: self.point.load(buffer, panel.place)
 
     def walks_as_one(self, operand: Operand) -> bool:
-        """Whether what an operand is computed from has its axes in the same groups as its own elements."""
+        """Whether what an operand is computed from has its axes in the same groups as its own elements.
+
+        Groups hold for the accesses that they were made from; a pad or a concat cuts an axis that others join.
+        """
         probe = Point(self.point.buffers)
         probe.at(operand.source, operand.index)
         roles = self.roles
@@ -211,11 +215,10 @@ class _Kernel:
     def tiles(
         self,
         results: Mapping[Value, Buffer],
-        fill: Fill,
-        factors: Operands | None = None,
+        of: Callable[[Index], tuple[Fill, Prepare | None]],
         sums: Buffer | None = None,
     ) -> None:
-        """All tiles, each filled (from `factors`, where there are any), then given its epilogue.
+        """All tiles, each filled, then given its epilogue. `of` a block: what fills its tiles, and what comes before.
 
         With `sums`, where they are put down meanwhile, in all the steps of a part, of which the last has the epilogue.
         """
@@ -226,12 +229,12 @@ class _Kernel:
         with self.point.loop("b", plan.blocks, LoopKind.PARALLEL, keep=True) as block:
             for partial in self.partials.values():
                 partial.clear(self.point, block, self.schedule.lanes, 1)
-            given, prepare = factors(block, block) if factors else (None, None)
+            fill, prepare = of(block)
             with self.point.loop("s", steps) as step:
 
                 def finish(tile: Tile) -> None:
                     acc = self.point.local("acc", self.result.dtype, tile.size)
-                    fill(acc, tile, given, step)
+                    fill(acc, tile, step)
                     if sums:
                         with self.point.when((Condition(Index(steps - 2) - step),)):
                             self.put(acc, tile, sums, ZERO)
@@ -354,7 +357,7 @@ class _Kernel:
             value = self.point.load(slabs, (part + 1) * prod(self.form.space) + self.here)
             self.point.reduce("add", acc, row * tile.slots + column, value)
 
-        with self.point.loop("s", self.schedule.parts - 1) as part:
+        with self.point.loop("s", self.parts[0] - 1) as part:
             self.multiplier.each(tile, add)
 
     def epilogue(self, acc: Buffer, tile: Tile, block: Index, results: Mapping[Value, Buffer]) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 
 from graphc.ir.graph import Graph, Value
 from graphc.ir.index import ZERO, Index, flatten
-from graphc.loops.ir import Buffer, Function, Load
+from graphc.loops.ir import Buffer, Function
 from graphc.loops.nest import (
     axis_variables,
     block_length,
@@ -24,10 +24,10 @@ from graphc.loops.nest import (
     vectors,
     walk,
 )
-from graphc.loops.point import Barrier, Point, location, parameters
+from graphc.loops.point import Point, location, parameters
 from graphc.loops.schedule import MapSchedule
 from graphc.loops.squares import crossed_axis, in_squares
-from graphc.loops.stages import STRETCH, Stage, stages
+from graphc.loops.stages import in_stages, stages
 from graphc.passes.forms import Map, stored_parts
 
 Results = Sequence[tuple[Buffer, Value]]
@@ -83,37 +83,18 @@ def _fill(point: Point, space: tuple[int, ...], parts: Parts, schedule: MapSched
         return
     lead, rest = leading(outer, schedule.blocks)
 
-    def stretch(start: Index, length: int, body: Callable[[Index], None]) -> None:
+    def stretch(start: Index, offset: Index, length: int, body: Callable[[Index], None]) -> None:
         def vector(position: Index, _: Index) -> None:
-            with point.where(inner.at(start + position, variables)):
+            with point.where(inner.at(start + offset + position, variables)):
                 body(position)
 
         vectors(point, length, schedule.lanes, schedule.unroll, vector)
 
     def span(start: Index, length: int) -> None:
         if len(chain) == 1:
-            stretch(start, length, lambda _: store(results))
+            stretch(start, ZERO, length, lambda _: store(results))
             return
-        with point.loop("c", length // STRETCH) as number:
-            in_stages(start + number * STRETCH, STRETCH)
-        if length % STRETCH:
-            in_stages(start + length // STRETCH * STRETCH, length % STRETCH)
-
-    def in_stages(start: Index, length: int) -> None:
-        kept = {value: point.local("kept", value.dtype, length) for stage in chain for value in stage.kept}
-        known: dict[Value, Buffer] = {}
-        for stage in chain:
-
-            def body(position: Index, stage: Stage = stage) -> None:
-                with point.knowing({value: _kept(buffer, here, position) for value, buffer in known.items()}):
-                    found = [(value, point.at(value, here)) for value in stage.kept]
-                    store(stage.results)
-                    for value, expr in found:
-                        point.store(kept[value], position, expr)
-
-            with point.section():
-                stretch(start, length, body)
-            known.update((value, kept[value]) for value in stage.kept)
+        in_stages(point, chain, here, length, lambda *part: stretch(start, *part), store)
 
     def rows(_: Index, first: Index, length: int) -> None:
         with (
@@ -128,8 +109,3 @@ def _fill(point: Point, space: tuple[int, ...], parts: Parts, schedule: MapSched
     else:
         length = block_length(inner.extent, schedule.blocks, schedule.lanes * schedule.unroll)
         shared(point, inner.extent, length, lambda _, first, length: span(first, length))
-
-
-def _kept(buffer: Buffer, here: tuple[Index, ...], position: Index) -> Barrier:
-    """An element that an earlier stage has kept; elsewhere it is computed."""
-    return lambda index: Load(buffer, (position,)) if index == here else None

@@ -64,6 +64,7 @@ def in_squares(
     """`element()` at each point of a space, in squares along `crossed` and `inner`, bands of which threads may share.
 
     Results are dense along `inner`. `reads`: those of the element; the ones that are dense along `crossed` are turned.
+    Chains of functions are not cut into stages here: what is turned fills the registers.
     """
     side = schedule.lanes
     crossing = _distinct(read for read in reads if _crosses(read, crossed, inner))

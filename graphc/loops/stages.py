@@ -11,11 +11,14 @@ results over operands at the same place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from graphc.ir.graph import Value, topological
+from graphc.ir.index import Index
 from graphc.ir.op import Elementwise, Generator
+from graphc.loops.ir import Buffer, Load
+from graphc.loops.point import Barrier, Point
 from graphc.loops.schedule import is_function
 
 STRETCH = 256  # elements
@@ -57,3 +60,56 @@ def stages(results: Iterable[Value], space: tuple[int, ...]) -> list[Stage]:
 
 def _is_free(value: Value) -> bool:
     return value.node is not None and isinstance(value.node.op.kind, Generator)
+
+
+def in_stages(
+    point: Point,
+    chain: Sequence[Stage],
+    here: tuple[Index, ...],
+    length: int,
+    each: Callable[[Index, int, Callable[[Index], None]], None],
+    store: Callable[[Sequence[Value]], None],
+) -> None:
+    """All stages of a stretch, then of the next, over `length` elements.
+
+    `each(first, count, body)` emits `body(position)` for so many elements from `first` on; `store` stores results.
+    """
+    with point.loop("c", length // STRETCH) as number:
+        _stretch(point, chain, here, number * STRETCH, STRETCH, each, store)
+    if length % STRETCH:
+        _stretch(point, chain, here, Index(length // STRETCH * STRETCH), length % STRETCH, each, store)
+
+
+def _stretch(
+    point: Point,
+    chain: Sequence[Stage],
+    here: tuple[Index, ...],
+    first: Index,
+    count: int,
+    each: Callable[[Index, int, Callable[[Index], None]], None],
+    store: Callable[[Sequence[Value]], None],
+) -> None:
+    kept: dict[Value, Buffer] = {}
+
+    def stage_at(stage: Stage, made: dict[Value, Buffer]) -> Callable[[Index], None]:
+        known = dict(kept)
+
+        def body(position: Index) -> None:
+            with point.knowing({value: _kept(buffer, here, position) for value, buffer in known.items()}):
+                found = [(buffer, point.at(value, here)) for value, buffer in made.items()]
+                store(stage.results)
+                for buffer, expr in found:
+                    point.store(buffer, position, expr)
+
+        return body
+
+    for stage in chain:
+        made = {value: point.local("kept", value.dtype, count) for value in stage.kept}
+        with point.section():
+            each(first, count, stage_at(stage, made))
+        kept |= made
+
+
+def _kept(buffer: Buffer, here: tuple[Index, ...], position: Index) -> Barrier:
+    """An element that an earlier stage has kept; elsewhere it is computed."""
+    return lambda index: Load(buffer, (position,)) if index == here else None

@@ -4,10 +4,10 @@ Before: a step with `%0 = contract %c0, %w0 spec="mk,nk->mn"` of its constant `%
 After:  the constant is `f32[32,256,32]`, transposed outside: blocks of 32 neighbouring n, in each of which they stand
         side by side for one k after the other. The step computes `spec="mk,bkn->mbn"` and reshapes, which is a view.
 
-A block is as wide as a register tile: vectors run along n without gaps, one block after the other is read from end to
-end, and threads that share the blocks keep each its own in its cache from step to step. It is done where the letter
-that only the matrix has is last in the result, and the matrix is not dense along it, or its rows are so far apart that
-they compete for their place in the cache.
+A block is as wide as a register tile of the widest vectors; of narrower ones, several tiles stand side by side in it.
+Vectors run along n without gaps, one block after the other is read from end to end, and threads that share the blocks
+keep each its own in its cache from step to step. It is done where the letter that only the matrix has is last in the
+result, and the matrix is not dense along it, or its rows are so far apart that they compete for places in the cache.
 """
 
 from __future__ import annotations
