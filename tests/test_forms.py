@@ -132,3 +132,13 @@ def test_a_contraction_may_overwrite_its_residual_but_not_its_operands(spec: str
     a, b, residual = value(4, 4), value(4, 4), value(4, 4)
     out = ops.add(ops.contract(a, b, spec=spec), residual)
     assert aliases([a, b, residual], [out]) == [[False], [False], [True]]
+
+
+def test_a_column_value_is_not_written_over_what_one_of_another_shape_reads() -> None:
+    """Values of columns are finished shape after shape, so the second would find its operand overwritten."""
+    x, weight = value(64, 8), value(8)
+    total = ops.reduce_sum(x, axes=(0,))
+    changed = ops.sub(weight, total)
+    flat, lying = ops.mul(weight, total), ops.broadcast(ops.mul(weight, total), shape=(1, 8), axes=(1,))
+    assert aliases([x, weight], [changed, flat])[1][0]
+    assert not aliases([x, weight], [changed, lying])[1][0]

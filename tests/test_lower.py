@@ -290,6 +290,19 @@ def test_an_accumulation_with_several_blocks_has_partial_results() -> None:
     assert partial.shape == (parallel_blocks(function) * 256,) and parallel_blocks(function) > 1
 
 
+def test_every_phase_of_few_columns_is_shared_out() -> None:
+    """Batch norm over 16 channels: a vector of columns alone would be work for one thread."""
+    x = value((4096, 16))
+    mean = ops.mul(ops.reduce_sum(x, axes=(0,)), splat(1 / 4096, (16,)))
+    centred = ops.sub(x, along(mean, x.shape, 1))
+    variance = ops.reduce_sum(ops.mul(centred, centred), axes=(0,))
+    body = build("f", [x], [ops.mul(centred, along(ops.rsqrt(variance), x.shape, 1)), mean])
+    function = lower(body, "f", AVX2, schedule.parse("columns lanes=8 unroll=4 blocks=8"))
+    shared = [s for s in function.body if isinstance(s, Loop) and s.kind is LoopKind.PARALLEL]
+    assert [loop.var.extent for loop in shared] == [8, 8, 8]
+    check(Rows, [x], body.outputs, ("columns lanes=8 unroll=4 blocks=8", "columns lanes=8 unroll=3 blocks=5"))
+
+
 def parallel_blocks(function: Function) -> int:
     def extents(body: tuple[Stmt, ...]) -> list[int]:
         return [s.var.extent for s in body if isinstance(s, Loop) and s.kind is LoopKind.PARALLEL]

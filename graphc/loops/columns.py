@@ -3,27 +3,31 @@
 Before: s = sum(x, 0), over [1000,256].
 After:  for each tile of a few vectors of columns: one accumulator per column while walking down the rows.
 
-With few columns and many rows, blocks of rows are summed apart and their partial results added in a fixed tree.
+With few columns and many rows, blocks of rows are summed apart and their partial results added in a fixed tree. Each
+phase then runs over all blocks before the next one, and what it found about the columns goes to scratch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Node, Value
-from graphc.ir.index import ZERO, Index, unflatten
+from graphc.ir.index import ZERO, Index, Var, flatten, unflatten
 from graphc.ir.op import Elementwise, Movement
 from graphc.ir.types import DType
-from graphc.loops.ir import Buffer, Function, Load
-from graphc.loops.nest import Group, block_length, leading, shared, size, spread, vectors, walk
+from graphc.loops.ir import Buffer, Function, Load, LoopKind, Space
+from graphc.loops.nest import block_length, leading, shared, size, spread, vectors, walk
 from graphc.loops.point import Barrier, Point, location
-from graphc.loops.rows import without_phases
 from graphc.loops.schedule import ColumnsSchedule
-from graphc.loops.sweep import Phase, Results, Sweep, add_up, groups, plan_sweep, sweep_function
+from graphc.loops.sweep import Phase, Results, Sweep, fill_finals, groups, plan_sweep, sweep_function
 from graphc.loops.totals import Partial, combine, fill, identity_of
-from graphc.passes.forms import Rows, is_single_phase, levels
+from graphc.passes.forms import Rows, levels
+
+# Emits a tile: its first column, its width, the block of rows, their first one, how many.
+Tile = Callable[[Index, int, Index, Index, int], None]
 
 
 def lower_columns(body: Graph, form: Rows, name: str, schedule: ColumnsSchedule) -> Function:
@@ -31,10 +35,10 @@ def lower_columns(body: Graph, form: Rows, name: str, schedule: ColumnsSchedule)
     if form.accumulations:
         raise LoweringError(f"kernel {name} has accumulations; it cannot be lowered by columns")
 
-    def emit(point: Point, results: Results) -> Iterable[Partial]:
-        lowering = _Lowering(point, plan_sweep(body, form, form.axes, 0), schedule)
-        lowering.run(results)
-        return lowering.partials.values()
+    def emit(point: Point, results: Results) -> Iterable[Buffer]:
+        lowering = _Lowering(point, plan_sweep(body, form, form.axes, 0), schedule, results)
+        lowering.run()
+        return lowering.scratch
 
     return sweep_function(body, form, name, schedule.lanes, emit)
 
@@ -42,40 +46,67 @@ def lower_columns(body: Graph, form: Rows, name: str, schedule: ColumnsSchedule)
 class _Lowering:
     """One kernel's loops. `slot` is the accumulator of the column that is being emitted."""
 
-    def __init__(self, point: Point, sweep: Sweep, schedule: ColumnsSchedule) -> None:
-        self.point, self.sweep, self.schedule = point, sweep, schedule
+    def __init__(self, point: Point, sweep: Sweep, schedule: ColumnsSchedule, results: Results) -> None:
+        self.point, self.sweep, self.schedule, self.results = point, sweep, schedule, results
         self.lanes, self.unroll = schedule.lanes, schedule.unroll
-        self.down = groups(sweep.body, sweep.form, point.buffers, sweep.form.axes)
+        self.rows = groups(sweep.body, sweep.form, point.buffers, sweep.form.axes)
         across = groups(sweep.body, sweep.form, point.buffers, sweep.form.kept)
         self.outer, self.inner = across[:-1], across[-1:]
+        self.tiles, self.left = divmod(size(self.inner), self.lanes * self.unroll)
+        wanted = schedule.blocks // max(1, size(self.outer) * self.tiles)
+        self.lead, self.rest = leading(self.rows, wanted)
+        self.length = block_length(size(self.lead), wanted)
         self.levels = levels(sweep.body, sweep.form)
-        self.lead: Sequence[Group] = ()
-        self.rest: Sequence[Group] = ()
         self.slot = ZERO
-        self.partials: dict[Node, Partial] = {}
+        self.scratch: list[Buffer] = []
 
-    def run(self, results: Results) -> None:
-        """Emit full tiles and the columns that are left; where rows are cut into blocks, add those up."""
-        body, form = self.sweep.body, self.sweep.form
-        width = self.lanes * self.unroll
-        tiles, left = divmod(size(self.inner), width)
-        wanted = self.schedule.blocks // max(1, size(self.outer) * tiles)
-        self.lead, self.rest = leading(self.down, wanted) if is_single_phase(body, form) else ([], self.down)
-        rows = size(self.lead)
-        length = block_length(rows, wanted)
-        blocks = -(-rows // length)
-        if blocks > 1:
-            self.partials = {n: Partial.of(self.point.name("part"), n, blocks) for n in form.reductions}
-        for start, count, across in ((0, tiles, width), (tiles * width, min(left, 1), left)):
-            self.region(start, count, across, 0, rows // length, length, results)
-            self.region(start, count, across, rows // length, min(rows % length, 1), rows % length, results)
-        if self.partials:
-            finals = without_phases(body, form).finals
-            add_up(self.point, body, finals, tuple(self.partials.values()), results, self.lanes)
+    def run(self) -> None:
+        """Emit whole columns, all phases of a tile together; or, where rows are cut into blocks, phase after phase."""
+        if self.length == size(self.lead):
+            self.everywhere(self.columns)
+            return
+        *firsts, last = self.sweep.phases
+        for phase in firsts:
+            self.add_up(phase)
+            known = [*(node.output for node in phase.totals), *self.read_along_rows(phase)]
+            found = {value: self.room("column", value.dtype, math.prod(value.type.extents)) for value in known}
+            fill_finals(self.point, self.sweep.body, known, found, self.lanes)
+            self.point.barriers |= {value: _stored(value, buffer) for value, buffer in found.items()}
+        self.add_up(last)
+        fill_finals(self.point, self.sweep.body, self.sweep.row_outputs, self.results, self.lanes)
 
-    def region(
-        self, start: int, tiles: int, width: int, block: int, blocks: int, length: int, results: Results
-    ) -> None:
+    def add_up(self, phase: Phase) -> None:
+        """A phase, block by block: afterwards its totals are the sums of all blocks' partial results."""
+        count = -(-size(self.lead) // self.length)
+        partials = [Partial.of(self.point.name("part"), node, count) for node in phase.totals]
+        self.scratch += [partial.buffer for partial in partials]
+
+        def block(start: Index, width: int, number: Index, first: Index, length: int) -> None:
+            known = dict(self.point.barriers)
+            self.phase(phase, start, width, first, length)
+            self.across(start, width, lambda: self.store_partials(partials, number))
+            self.point.barriers = known
+
+        self.everywhere(block)
+        self.point.barriers |= {partial.node.output: partial.result for partial in partials}
+
+    def columns(self, start: Index, width: int, _: Index, first: Index, length: int) -> None:
+        """All phases of a tile's columns."""
+        self.point.barriers.clear()
+        for phase in self.sweep.phases:
+            self.phase(phase, start, width, first, length)
+            for value in self.read_along_rows(phase):
+                self.keep(value, start, width)
+        self.across(start, width, lambda: self.store(self.sweep.row_outputs))
+
+    def everywhere(self, emit: Tile) -> None:
+        """Full tiles and the columns that are left, over full blocks of rows and the rows that are left."""
+        width, rows = self.lanes * self.unroll, size(self.lead)
+        for start, count, across in ((0, self.tiles, width), (self.tiles * width, min(self.left, 1), self.left)):
+            self.region(start, count, across, 0, rows // self.length, self.length, emit)
+            self.region(start, count, across, rows // self.length, min(rows % self.length, 1), rows % self.length, emit)
+
+    def region(self, start: int, tiles: int, width: int, block: int, blocks: int, length: int, emit: Tile) -> None:
         """Tiles of `width` columns from column `start` on, over row blocks of `length` from block `block` on."""
         extents = (size(self.outer), tiles, blocks)
         count = math.prod(extents)
@@ -85,68 +116,94 @@ class _Lowering:
             with self.point.loop("t", number) as task:
                 outer, tile, part = unflatten(first + task, extents)
                 with self.point.where(spread(self.outer, self.sweep.variables, outer)):
-                    self.tile(tile * width + start, width, part + block, part * length + first_row, length, results)
+                    emit(tile * width + start, width, part + block, part * length + first_row, length)
 
         if count:
             shared(self.point, count, block_length(count, self.schedule.blocks), tasks)
 
-    def tile(self, start: Index, width: int, block: Index, first_row: Index, length: int, results: Results) -> None:
-        """All phases for some columns."""
+    def phase(self, phase: Phase, start: Index, width: int, first_row: Index, length: int) -> None:
+        """One walk down the rows: as many side by side as a narrow tile leaves registers for, each with totals of its
+        own, so that one sum does not wait for the other."""
         point, sweep = self.point, self.sweep
-        point.barriers.clear()
-        for phase in sweep.phases:
-            self.phase(phase, start, width, first_row, length, results)
-        if self.partials:
-            self.across(start, width, lambda: self.store_partials(block))
-        else:
-            self.across(start, width, lambda: self.store(sweep.row_outputs, results))
-
-    def phase(self, phase: Phase, start: Index, width: int, first_row: Index, length: int, results: Results) -> None:
-        """One walk down the rows."""
-        point, sweep = self.point, self.sweep
-        totals = {node: self.registers(width, node.output.dtype) for node in phase.totals}
+        side, slots = max(1, self.unroll * self.lanes // width) if phase.totals else 1, self.slots(width)
+        totals = {node: point.local("acc", node.output.dtype, side * slots) for node in phase.totals}
         for node, buffer in totals.items():
-            fill(point, buffer, ZERO, buffer.shape[0], identity_of(node), self.lanes, self.unroll)
+            fill(point, buffer, ZERO, side * slots, identity_of(node), self.lanes, self.unroll)
 
-        def element() -> None:
+        def element(base: Index) -> None:
             values = [(node, point.at(node.inputs[0], sweep.index(node.inputs[0]))) for node in phase.totals]
-            self.store(phase.outputs, results)
+            self.store(phase.outputs)
             for node, expr in values:
-                point.reduce(combine(node), totals[node], self.slot, expr, node.location)
+                point.reduce(combine(node), totals[node], base + self.slot, expr, node.location)
 
-        with (
-            point.loop("r", length) as row,
-            point.where(spread(self.lead, sweep.variables, first_row + row)),
-            walk(point, self.rest, sweep.variables),
-        ):
-            self.across(start, width, element)
+        self.down(first_row, length, side, lambda number: self.across(start, width, lambda: element(number * slots)))
         for node, buffer in totals.items():
+            self.fold(node, buffer, side, start, width)
             point.barriers[node.output] = self.column(buffer)
-        ready = {self.levels[node.output] for node in phase.totals}
-        for value in _read_along_rows(sweep):
-            if self.levels[value] in ready:
-                self.keep(value, start, width)
+
+    def down(self, first_row: Index, length: int, side: int, row: Callable[[Index], None]) -> None:
+        """Walk down some rows, `side` at a time: `row` is told which of them it emits."""
+        point, variables = self.point, self.sweep.variables
+
+        def rows(count: int, at: Callable[[Index], dict[Var, Index]]) -> None:
+            for first, times, together in ((0, count // side, side), (count // side * side, count % side, 1)):
+                with (
+                    point.loop("r", times) as block,
+                    point.loop("u", together, LoopKind.UNROLLED) as number,
+                    point.where(at(block * together + number + first)),
+                ):
+                    row(number)
+
+        if not self.rest:
+            rows(length, lambda position: spread(self.lead, variables, first_row + position))
+            return
+        *outer, inner = self.rest
+        with (
+            point.loop("r", length) as number,
+            point.where(spread(self.lead, variables, first_row + number)),
+            walk(point, outer, variables),
+        ):
+            rows(inner.extent, lambda position: inner.at(position, variables))
+
+    def fold(self, node: Node, buffer: Buffer, side: int, start: Index, width: int) -> None:
+        """Add up the totals of rows side by side, as a fixed tree."""
+        point, slots = self.point, self.slots(width)
+
+        def add(place: Index, other: Index) -> None:
+            point.reduce(combine(node), buffer, place + self.slot, point.load(buffer, other + self.slot))
+
+        while side > 1:
+            half = (side + 1) // 2
+            with point.loop("u", side - half, LoopKind.UNROLLED) as number:
+                self.across(start, width, partial(add, number * slots, (number + half) * slots))
+            side = half
 
     def keep(self, value: Value, start: Index, width: int) -> None:
         """Compute a value of each column once, for the walks that follow."""
-        buffer = self.registers(width, value.dtype)
+        buffer = self.point.local("acc", value.dtype, self.slots(width))
         here = self.sweep.index(value)
         self.across(start, width, lambda: self.point.store(buffer, self.slot, self.point.at(value, here)))
         self.point.barriers[value] = self.column(buffer)
 
-    def registers(self, width: int, dtype: DType) -> Buffer:
-        """A local element for each column of a tile."""
-        return self.point.local("acc", dtype, 1 if width == 1 else -(-width // self.lanes) * self.lanes)
+    def slots(self, width: int) -> int:
+        """Elements of a local with one for each column of a tile."""
+        return 1 if width == 1 else -(-width // self.lanes) * self.lanes
 
-    def store(self, values: Iterable[Value], results: Results) -> None:
+    def store(self, values: Iterable[Value]) -> None:
         exprs = [(value, self.point.at(value, self.sweep.index(value))) for value in values]
         for value, expr in exprs:
-            self.point.store(results[value], self.sweep.flat(value), expr, location(value))
+            self.point.store(self.results[value], self.sweep.flat(value), expr, location(value))
 
-    def store_partials(self, block: Index) -> None:
-        for node, partial in self.partials.items():
-            expr = self.point.at(node.output, self.sweep.index(node.output))
-            self.point.store(partial.buffer, block * partial.extent + self.sweep.target(node), expr)
+    def store_partials(self, partials: Iterable[Partial], block: Index) -> None:
+        for partial in partials:
+            expr = self.point.at(partial.node.output, self.sweep.index(partial.node.output))
+            place = block * partial.extent + self.sweep.target(partial.node)
+            self.point.store(partial.buffer, place, expr)
+
+    def room(self, prefix: str, dtype: DType, elements: int) -> Buffer:
+        """So many elements of scratch."""
+        self.scratch.append(Buffer(self.point.name(prefix), dtype, (elements,), Space.SCRATCH))
+        return self.scratch[-1]
 
     def across(self, start: Index, width: int, element: Callable[[], None]) -> None:
         """The vectors of a tile."""
@@ -161,19 +218,24 @@ class _Lowering:
     def column(self, buffer: Buffer) -> Barrier:
         return lambda _: Load(buffer, (self.slot,))
 
+    def read_along_rows(self, phase: Phase) -> list[Value]:
+        """Column values that are known once this phase has ended, and that row elements read."""
+        form, ready = self.sweep.form, {self.levels[node.output] for node in phase.totals}
+        found = [
+            node.inputs[0]
+            for node in self.sweep.body.nodes
+            if isinstance(node.op.kind, Movement) and form.space == node.output.type.extents
+        ]
+        return [
+            value
+            for value in dict.fromkeys(found)
+            if value in form.placements
+            and value.type.extents != form.space
+            and value.node is not None
+            and isinstance(value.node.op.kind, Elementwise)
+            and self.levels[value] in ready
+        ]
 
-def _read_along_rows(sweep: Sweep) -> list[Value]:
-    """Column values, computed from reductions, that row elements read."""
-    found = [
-        node.inputs[0]
-        for node in sweep.body.nodes
-        if isinstance(node.op.kind, Movement) and sweep.form.space == node.output.type.extents
-    ]
-    return [
-        value
-        for value in dict.fromkeys(found)
-        if value in sweep.form.placements
-        and value.type.extents != sweep.form.space
-        and value.node is not None
-        and isinstance(value.node.op.kind, Elementwise)
-    ]
+
+def _stored(value: Value, buffer: Buffer) -> Barrier:
+    return lambda index: Load(buffer, (flatten(index, value.type.extents),))

@@ -31,10 +31,10 @@ def lower_narrow(body: Graph, form: Rows, name: str, schedule: NarrowSchedule) -
     if not is_narrow(form):
         raise LoweringError(f"kernel {name} has rows that lie apart, or sums over some of them")
 
-    def emit(point: Point, results: Results) -> Iterable[Partial]:
+    def emit(point: Point, results: Results) -> Iterable[Buffer]:
         lowering = _Lowering(point, plan_sweep(body, form, form.axes, math.prod(form.space)), schedule, results)
         lowering.run()
-        return lowering.partials.values()
+        return [partial.buffer for partial in lowering.partials.values()]
 
     return sweep_function(body, form, name, schedule.lanes, emit)
 

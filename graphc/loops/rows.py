@@ -30,7 +30,7 @@ def lower_rows(body: Graph, form: Rows, name: str, schedule: RowsSchedule) -> Fu
     """The loops of a Rows body, one row after the other."""
     form = without_phases(body, form) if _walks_in_order(body, form, schedule) else form
 
-    def emit(point: Point, results: Results) -> Iterable[Partial]:
+    def emit(point: Point, results: Results) -> Iterable[Buffer]:
         if form.reductions:
             inner = groups(body, form, point.buffers, form.axes)
             outer = groups(body, form, point.buffers, form.kept)
@@ -41,7 +41,7 @@ def lower_rows(body: Graph, form: Rows, name: str, schedule: RowsSchedule) -> Fu
         sweep = plan_sweep(body, form, axes, schedule.buffer)
         lowering = _Lowering(point, sweep, schedule, outer, inner)
         lowering.run(results)
-        return lowering.partials.values()
+        return [partial.buffer for partial in lowering.partials.values()]
 
     return sweep_function(body, form, name, schedule.lanes, emit)
 

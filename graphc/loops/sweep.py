@@ -27,19 +27,18 @@ Results = Mapping[Value, Buffer]
 
 
 def sweep_function(
-    body: Graph, form: Rows, name: str, lanes: int, emit: Callable[[Point, Results], Iterable[Partial]]
+    body: Graph, form: Rows, name: str, lanes: int, emit: Callable[[Point, Results], Iterable[Buffer]]
 ) -> Function:
-    """A Rows body as a function: `emit` writes the loops and tells what partial results they have. A space without
-    points needs neither."""
+    """A Rows body as a function: `emit` writes the loops and tells what scratch they use. A space without points needs
+    neither."""
     inputs, outputs = parameters(body)
     point, results = Point(dict(zip(body.inputs, inputs, strict=True))), dict(zip(body.outputs, outputs, strict=True))
-    partials: Iterable[Partial] = ()
+    scratch: Iterable[Buffer] = ()
     if 0 in form.space:
         fill_empty(point, body, form, results, lanes)
     else:
-        partials = emit(point, results)
-    scratch = tuple(partial.buffer for partial in partials)
-    return Function(name, inputs, outputs, scratch, tuple(point.statements))
+        scratch = emit(point, results)
+    return Function(name, inputs, outputs, tuple(scratch), tuple(point.statements))
 
 
 @dataclass(frozen=True, eq=False)

@@ -346,11 +346,9 @@ def may_alias(node: Node, operand: int, output: int) -> bool:
         level = levels(body, form)
         if any(level[value] > level[result] and _reached([value], source, barriers) for value in (*sweep, *inner)):
             return False
-        here = _place_index(form, result)
-        places = {value: _place_index(form, value) for value in sweep if level[value] == level[result]}
-        turned = [value for value, place in places.items() if place != here and set(place) == set(here)]
-        if _reached(turned, source, barriers):  # sums of one phase may be finished by `fill_finals`, shape after shape
-            return False
+        others = [v for v in sweep if _covers(form, v, form.kept) and v.type.extents != result.type.extents]
+        if _covers(form, result, form.kept) and _reached(others, source, barriers):
+            return False  # values of columns may be finished by `fill_finals`, shape after shape
         sweep = [*sweep, *inner]
     if not _covers(form, result, range(len(form.space))) and not (
         isinstance(form, Rows) and _covers(form, result, form.kept)
