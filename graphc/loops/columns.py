@@ -79,7 +79,7 @@ class _Lowering:
         """A phase, block by block: afterwards its totals are the sums of all blocks' partial results."""
         count = -(-size(self.lead) // self.length)
         partials = [Partial.of(self.point.name("part"), node, count) for node in phase.totals]
-        self.scratch += [partial.buffer for partial in partials]
+        self.scratch += [sums.buffer for sums in partials]
 
         def block(start: Index, width: int, number: Index, first: Index, length: int) -> None:
             known = dict(self.point.barriers)
@@ -88,7 +88,7 @@ class _Lowering:
             self.point.barriers = known
 
         self.everywhere(block)
-        self.point.barriers |= {partial.node.output: partial.result for partial in partials}
+        self.point.barriers |= {sums.node.output: sums.result for sums in partials}
 
     def columns(self, start: Index, width: int, _: Index, first: Index, length: int) -> None:
         """All phases of a tile's columns."""
@@ -195,10 +195,9 @@ class _Lowering:
             self.point.store(self.results[value], self.sweep.flat(value), expr, location(value))
 
     def store_partials(self, partials: Iterable[Partial], block: Index) -> None:
-        for partial in partials:
-            expr = self.point.at(partial.node.output, self.sweep.index(partial.node.output))
-            place = block * partial.extent + self.sweep.target(partial.node)
-            self.point.store(partial.buffer, place, expr)
+        for sums in partials:
+            expr = self.point.at(sums.node.output, self.sweep.index(sums.node.output))
+            self.point.store(sums.buffer, block * sums.extent + self.sweep.target(sums.node), expr)
 
     def room(self, prefix: str, dtype: DType, elements: int) -> Buffer:
         """So many elements of scratch."""
