@@ -33,6 +33,7 @@ ROWS = (
     "rows lanes=4 unroll=2 blocks=3 buffer=10000",
     "rows lanes=4 unroll=4 blocks=1 buffer=0",
     "rows lanes=2 unroll=1 blocks=7 buffer=64",
+    "rows lanes=2 unroll=2 blocks=5 buffer=0",
 )
 COLUMNS = (*ROWS, "columns lanes=4 unroll=2 blocks=3", "columns lanes=2 unroll=1 blocks=9")
 NARROW = ("narrow lanes=4 blocks=3", "narrow lanes=2 blocks=1")
@@ -301,6 +302,20 @@ def test_every_phase_of_few_columns_is_shared_out() -> None:
     shared = [s for s in function.body if isinstance(s, Loop) and s.kind is LoopKind.PARALLEL]
     assert [loop.var.extent for loop in shared] == [8, 8, 8]
     check(Rows, [x], body.outputs, ("columns lanes=8 unroll=4 blocks=8", "columns lanes=8 unroll=3 blocks=5"))
+
+
+def test_every_phase_of_few_long_rows_is_shared_out() -> None:
+    """The softmax of one vector: a row alone would be work for one thread."""
+    x = value((2, 40, 50))
+    peak = ops.reduce_max(x, axes=(1, 2))
+    e = ops.exp(ops.sub(x, along(peak, x.shape, 0)))
+    y = ops.div(e, along(ops.reduce_sum(e, axes=(1, 2)), x.shape, 0))
+    texts = ("rows lanes=8 unroll=2 blocks=8 buffer=64", "rows lanes=4 unroll=3 blocks=7 buffer=64")
+    function = lower(build("f", [x], [y, peak]), "f", AVX2, schedule.parse(texts[0]))
+    shared = [s for s in function.body if isinstance(s, Loop) and s.kind is LoopKind.PARALLEL]
+    assert [loop.var.extent for loop in shared] == [8, 8, 8]
+    for out in ([y, peak], [ops.transpose(y, perm=(1, 0, 2))]):
+        check(Rows, [x], out, texts)
 
 
 def parallel_blocks(function: Function) -> int:

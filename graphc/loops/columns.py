@@ -15,14 +15,21 @@ from functools import partial
 
 from graphc.errors import LoweringError
 from graphc.ir.graph import Graph, Node, Value
-from graphc.ir.index import ZERO, Index, Var, flatten, unflatten
-from graphc.ir.op import Elementwise, Movement
-from graphc.ir.types import DType
-from graphc.loops.ir import Buffer, Function, Load, LoopKind, Space
-from graphc.loops.nest import block_length, leading, shared, size, spread, vectors, walk
+from graphc.ir.index import ZERO, Index, Var, unflatten
+from graphc.loops.ir import Buffer, Function, Load, LoopKind
+from graphc.loops.nest import block_length, leading, shared, size, spans_of, spread, vectors, walk
 from graphc.loops.point import Barrier, Point, location
 from graphc.loops.schedule import ColumnsSchedule
-from graphc.loops.sweep import Phase, Results, Sweep, fill_finals, groups, plan_sweep, sweep_function
+from graphc.loops.sweep import (
+    Phase,
+    Results,
+    Sweep,
+    groups,
+    phase_by_phase,
+    plan_sweep,
+    read_along_rows,
+    sweep_function,
+)
 from graphc.loops.totals import Partial, combine, fill, identity_of
 from graphc.passes.forms import Rows, levels
 
@@ -65,21 +72,12 @@ class _Lowering:
         if self.length == size(self.lead):
             self.everywhere(self.columns)
             return
-        *firsts, last = self.sweep.phases
-        for phase in firsts:
-            self.add_up(phase)
-            known = [*(node.output for node in phase.totals), *self.read_along_rows(phase)]
-            found = {value: self.room("column", value.dtype, math.prod(value.type.extents)) for value in known}
-            fill_finals(self.point, self.sweep.body, known, found, self.lanes)
-            self.point.barriers |= {value: _stored(value, buffer) for value, buffer in found.items()}
-        self.add_up(last)
-        fill_finals(self.point, self.sweep.body, self.sweep.row_outputs, self.results, self.lanes)
+        self.scratch = phase_by_phase(self.point, self.sweep, self.results, self.lanes, self.add_up)
 
-    def add_up(self, phase: Phase) -> None:
-        """A phase, block by block: afterwards its totals are the sums of all blocks' partial results."""
+    def add_up(self, phase: Phase) -> list[Partial]:
+        """A phase, block by block; returns the totals of all blocks."""
         count = -(-size(self.lead) // self.length)
         partials = [Partial.of(self.point.name("part"), node, count) for node in phase.totals]
-        self.scratch += [sums.buffer for sums in partials]
 
         def block(start: Index, width: int, number: Index, first: Index, length: int) -> None:
             known = dict(self.point.barriers)
@@ -88,15 +86,17 @@ class _Lowering:
             self.point.barriers = known
 
         self.everywhere(block)
-        self.point.barriers |= {sums.node.output: sums.result for sums in partials}
+        return partials
 
     def columns(self, start: Index, width: int, _: Index, first: Index, length: int) -> None:
         """All phases of a tile's columns."""
         self.point.barriers.clear()
         for phase in self.sweep.phases:
             self.phase(phase, start, width, first, length)
-            for value in self.read_along_rows(phase):
-                self.keep(value, start, width)
+            ready = {self.levels[node.output] for node in phase.totals}
+            for value in read_along_rows(self.sweep):
+                if self.levels[value] in ready:
+                    self.keep(value, start, width)
         self.across(start, width, lambda: self.store(self.sweep.row_outputs))
 
     def everywhere(self, emit: Tile) -> None:
@@ -161,7 +161,7 @@ class _Lowering:
         with (
             point.loop("r", length) as number,
             point.where(spread(self.lead, variables, first_row + number)),
-            walk(point, outer, variables),
+            walk(point, spans_of(outer), variables),
         ):
             rows(inner.extent, lambda position: inner.at(position, variables))
 
@@ -197,12 +197,7 @@ class _Lowering:
     def store_partials(self, partials: Iterable[Partial], block: Index) -> None:
         for sums in partials:
             expr = self.point.at(sums.node.output, self.sweep.index(sums.node.output))
-            self.point.store(sums.buffer, block * sums.extent + self.sweep.target(sums.node), expr)
-
-    def room(self, prefix: str, dtype: DType, elements: int) -> Buffer:
-        """So many elements of scratch."""
-        self.scratch.append(Buffer(self.point.name(prefix), dtype, (elements,), Space.SCRATCH))
-        return self.scratch[-1]
+            sums.store(self.point, block, self.sweep.target(sums.node), expr)
 
     def across(self, start: Index, width: int, element: Callable[[], None]) -> None:
         """The vectors of a tile."""
@@ -216,25 +211,3 @@ class _Lowering:
 
     def column(self, buffer: Buffer) -> Barrier:
         return lambda _: Load(buffer, (self.slot,))
-
-    def read_along_rows(self, phase: Phase) -> list[Value]:
-        """Column values that are known once this phase has ended, and that row elements read."""
-        form, ready = self.sweep.form, {self.levels[node.output] for node in phase.totals}
-        found = [
-            node.inputs[0]
-            for node in self.sweep.body.nodes
-            if isinstance(node.op.kind, Movement) and form.space == node.output.type.extents
-        ]
-        return [
-            value
-            for value in dict.fromkeys(found)
-            if value in form.placements
-            and value.type.extents != form.space
-            and value.node is not None
-            and isinstance(value.node.op.kind, Elementwise)
-            and self.levels[value] in ready
-        ]
-
-
-def _stored(value: Value, buffer: Buffer) -> Barrier:
-    return lambda index: Load(buffer, (flatten(index, value.type.extents),))

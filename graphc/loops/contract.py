@@ -25,7 +25,7 @@ from math import prod
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.index import ZERO, Condition, Index, flatten, unflatten
 from graphc.loops.ir import Buffer, Expr, Function, Load, LoopKind, Space
-from graphc.loops.nest import Group, blocks, collapse, identity, leading, size, spread, walk
+from graphc.loops.nest import Group, blocks, collapse, identity, leading, size, spans_of, spread, walk
 from graphc.loops.pack import Prepare, block_panels, computed, in_place, panels
 from graphc.loops.point import Point, always, location, parameters
 from graphc.loops.roles import Operand, Roles, assign, axes_of, place_in
@@ -298,7 +298,7 @@ class _Kernel:
         with (
             self.share(part, length, size(plan.lead), "o") as position,
             point.where(spread(plan.lead, roles.variables, position)),
-            walk(point, plan.rest, roles.variables),
+            walk(point, spans_of(plan.rest), roles.variables),
         ):
             if prepare is not None:
                 prepare(across, piece)

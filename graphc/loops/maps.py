@@ -20,6 +20,7 @@ from graphc.loops.nest import (
     leading,
     shared,
     size,
+    spans_of,
     spread,
     vectors,
     walk,
@@ -100,7 +101,7 @@ def _fill(point: Point, space: tuple[int, ...], parts: Parts, schedule: MapSched
         with (
             point.loop("r", length) as row,
             point.where(spread(lead, variables, first + row)),
-            walk(point, rest, variables),
+            walk(point, spans_of(rest), variables),
         ):
             span(ZERO, inner.extent)
 

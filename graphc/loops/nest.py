@@ -94,13 +94,21 @@ def leading(groups: Sequence[Group], wanted: int) -> tuple[Sequence[Group], Sequ
     return groups[:count], groups[count:]
 
 
+Span = tuple[Group, Index, int]  # a part of a group: where it starts, and its length
+
+
+def spans_of(groups: Iterable[Group]) -> list[Span]:
+    """Those groups from end to end."""
+    return [(group, ZERO, group.extent) for group in groups]
+
+
 @contextmanager
-def walk(point: Point, groups: Sequence[Group], variables: Mapping[int, Var]) -> Iterator[None]:
-    """One serial loop for each group around what is emitted inside."""
+def walk(point: Point, spans: Sequence[Span], variables: Mapping[int, Var]) -> Iterator[None]:
+    """One serial loop for each span around what is emitted inside."""
     with ExitStack() as stack:
-        for group in groups:
-            position = stack.enter_context(point.loop("r", group.extent))
-            stack.enter_context(point.where(group.at(position, variables)))
+        for group, start, length in spans:
+            position = stack.enter_context(point.loop("r", length))
+            stack.enter_context(point.where(group.at(start + position, variables)))
         yield
 
 

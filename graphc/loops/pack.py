@@ -6,17 +6,16 @@ After:  panels[strip][k][column of the strip], so that each k has its vectors si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 
 from graphc.ir.graph import Value
-from graphc.ir.index import ZERO, Condition, Index, Var, flatten, unflatten
+from graphc.ir.index import Condition, Index, Var, flatten, unflatten
 from graphc.ir.types import DType
 from graphc.loops.ir import Buffer, Expr, LoopKind, Space
 from graphc.loops.maps import fill_space
-from graphc.loops.nest import Group, size, spread, vectors
+from graphc.loops.nest import Group, Span, size, spans_of, spread, vectors, walk
 from graphc.loops.point import Point, location
 from graphc.loops.roles import Operand, Roles
 from graphc.loops.schedule import ContractSchedule, MapSchedule
@@ -29,7 +28,6 @@ Element = Callable[[Index, int, Index, tuple[Condition, ...]], Expr]
 Read = Callable[[], Expr]  # the panel's operand at the current point
 Strips = Callable[[Callable[[Index, int], None]], None]  # calls its argument for each strip of a block
 Prepare = Callable[[Strips, Index], None]  # makes the panels of a block's strips for a piece of the depth
-Span = tuple[Group, Index, int]  # a group, and the part of it that is walked: where it starts, and its length
 
 
 def computed(point: Point, value: Value, schedule: ContractSchedule) -> Buffer:
@@ -57,14 +55,13 @@ def panels(point: Point, roles: Roles, read: Read, width: int, lanes: int) -> tu
     copies = size(batch)
     buffer = Buffer(point.name("panels"), roles.panel.source.dtype, (copies * each,), Space.SCRATCH)
     column = Index(0, ((cols.variable, 1),))
-    whole = [(group, ZERO, group.extent) for group in roles.depth]
 
     def place(first: Index, wide: int) -> Index:
         inside = row_major(roles.depth) * (width if wide == width else pitch) + (column - first)
         return row_major(batch) * each + first * roles.deep + inside
 
     def fill(first: Index, wide: int) -> None:
-        _copy(point, roles, read, whole, first, wide, lanes, lambda: (buffer, place(first, wide)))
+        _copy(point, roles, read, spans_of(roles.depth), first, wide, lanes, lambda: (buffer, place(first, wide)))
 
     if full:
         with point.section(), point.loop("p", copies * full, LoopKind.PARALLEL, keep=True) as number:
@@ -105,13 +102,13 @@ def block_panels(
 
         def fill(across: Strips, piece: Index) -> None:
             def copy(start: Index, count: int) -> None:
-                spans = [(group, ZERO, group.extent) for group in others]
+                spans = spans_of(others)
                 spans.insert(roles.depth.index(cut), (cut, start, count))
                 with point.section():
                     if _is_turned(roles.panel, cols, spans):
                         across(partial(strip, spans))
                         return
-                    with _walk(point, spans, roles.variables):
+                    with walk(point, spans, roles.variables):
                         across(partial(strip, ()))
 
             def strip(spans: Sequence[Span], first: Index, wide: int) -> None:
@@ -163,22 +160,13 @@ def _copy(
     if _is_turned(operand, cols, spans):
         _transposed(point, spans, roles.variables, wide, lanes, operand.source.dtype, load, store)
     else:
-        with _walk(point, spans, roles.variables):
+        with walk(point, spans, roles.variables):
             vectors(point, wide, lanes, max(1, wide // lanes), lambda position, _: store(position, load(position)))
 
 
 def _is_turned(operand: Operand, cols: Group, spans: Sequence[Span]) -> bool:
     """Whether it is dense along the depth that is walked and not along the columns."""
     return operand.stride(cols) != 1 and bool(spans) and operand.stride(spans[-1][0]) == 1
-
-
-@contextmanager
-def _walk(point: Point, spans: Sequence[Span], variables: dict[int, Var]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for group, start, length in spans:
-            position = stack.enter_context(point.loop("r", length))
-            stack.enter_context(point.where(group.at(start + position, variables)))
-        yield
 
 
 def _transposed(
@@ -228,7 +216,7 @@ def _transposed(
             square(Index(wide // side * side), wide % side, k, length)
 
     tall = side if side > 1 else LINE
-    with _walk(point, outer, variables):
+    with walk(point, outer, variables):
         with point.loop("k", extent // tall) as number:
             across(number * tall, tall)
         if extent % tall:

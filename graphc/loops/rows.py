@@ -3,6 +3,7 @@
 Before: m = max(x, 1); e = exp(x - m); y = e / sum(e, 1), over [64,1000].
 After:  for each row: accumulate m in lanes, fold; e into a row buffer and its sum in lanes, fold; y from the buffer.
 
+Few long rows with several phases are cut into blocks, and each phase runs over all of them before the next one.
 Accumulations over rows go to one partial result per block of rows; finals add the blocks up in a fixed tree.
 A kernel without phases may run along any axes, so it takes the innermost ones that move together.
 """
@@ -10,16 +11,28 @@ A kernel without phases may run along any axes, so it takes the innermost ones t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from graphc.ir.graph import Graph, Node
 from graphc.ir.index import ZERO, Index
-from graphc.loops.ir import Buffer, Function, Load
-from graphc.loops.nest import Group, block_length, identity, leading, shared, size, spread, vectors, walk
+from graphc.loops.ir import Buffer, Expr, Function, Load
+from graphc.loops.nest import (
+    Group,
+    Span,
+    block_length,
+    identity,
+    leading,
+    shared,
+    size,
+    spans_of,
+    spread,
+    vectors,
+    walk,
+)
 from graphc.loops.point import Barrier, Point, always, location
 from graphc.loops.schedule import RowsSchedule
-from graphc.loops.sweep import Phase, Results, Sweep, add_up, groups, plan_sweep, sweep_function
+from graphc.loops.sweep import Phase, Results, Sweep, add_up, groups, phase_by_phase, plan_sweep, sweep_function
 from graphc.loops.totals import Partial, Total, combine, identity_of
 from graphc.passes.forms import Rows, is_single_phase, levels, lies_across
 
@@ -40,8 +53,7 @@ def lower_rows(body: Graph, form: Rows, name: str, schedule: RowsSchedule) -> Fu
         axes = form.axes if form.reductions else tuple(axis for group in inner for axis in group.axes)
         sweep = plan_sweep(body, form, axes, schedule.buffer)
         lowering = _Lowering(point, sweep, schedule, outer, inner)
-        lowering.run(results)
-        return [partial.buffer for partial in lowering.partials.values()]
+        return lowering.run(results)
 
     return sweep_function(body, form, name, schedule.lanes, emit)
 
@@ -71,37 +83,70 @@ class _Lowering:
         self.lanes, self.unroll = schedule.lanes, schedule.unroll
         self.partials: dict[Node, Partial] = {}
 
-    def run(self, results: Results) -> None:
-        """Emit the sweep, then the finals."""
+    def run(self, results: Results) -> list[Buffer]:
+        """Emit the sweep, then the finals; returns scratch."""
+        point, sweep = self.point, self.sweep
+        if self.has_few_long_rows():
+            return phase_by_phase(point, sweep, results, self.lanes, lambda phase: self.in_blocks(phase, results))
         rows, extent = size(self.outer), self.inner[-1].extent if self.inner else 1
-        cut = not self.sweep.form.reductions and rows < min(FEW_ROWS, self.schedule.blocks)
+        cut = not sweep.form.reductions and rows < min(FEW_ROWS, self.schedule.blocks)
         lead, rest = ([], self.outer) if cut else leading(self.outer, self.schedule.blocks)
         count, step = (extent, self.lanes * self.unroll) if cut else (size(lead), 1)
         length = block_length(count, self.schedule.blocks, step)
         blocks = -(-count // length)
-        for node in self.sweep.form.accumulations:
-            self.partials[node] = Partial.of(self.point.name("part"), node, blocks)
+        for node in sweep.form.accumulations:
+            self.partials[node] = Partial.of(point.name("part"), node, blocks)
 
         def block(number: Index, first: Index, length: int) -> None:
             for partial in self.partials.values():
-                partial.clear(self.point, number, self.lanes, self.unroll)
+                partial.clear(point, number, self.lanes, self.unroll)
             with (
-                self.point.loop("r", 1 if cut else length) as row,
-                self.point.where(spread(lead, self.sweep.variables, row if cut else first + row)),
-                walk(self.point, rest, self.sweep.variables),
+                point.loop("r", 1 if cut else length) as row,
+                point.where(spread(lead, sweep.variables, row if cut else first + row)),
+                walk(point, spans_of(rest), sweep.variables),
             ):
-                self.row(number, first if cut else ZERO, length if cut else extent, results)
+                self.row(
+                    number, [(group, first, length) for group in self.inner] if cut else spans_of(self.inner), results
+                )
 
-        shared(self.point, count, length, block)
+        shared(point, count, length, block)
         partials = tuple(self.partials.values())
-        add_up(self.point, self.sweep.body, self.sweep.form.finals, partials, results, self.lanes)
+        add_up(point, sweep.body, sweep.form.finals, partials, results, self.lanes)
+        return [partial.buffer for partial in partials]
 
-    def row(self, block: Index, start: Index, extent: int, results: Results) -> None:
-        """One row, or the part of one from `start` on."""
+    def has_few_long_rows(self) -> bool:
+        """Whether rows are too few to share out, have several phases, and are too long to keep anything of them."""
+        form = self.sweep.form
+        is_few = size(self.outer) < min(FEW_ROWS, self.schedule.blocks)
+        has_phases = bool(form.reductions) and not form.accumulations
+        return is_few and has_phases and self.sweep.row_extent > max(1, self.schedule.buffer)
+
+    def in_blocks(self, phase: Phase, results: Results) -> list[Partial]:
+        """A phase of rows that are cut into blocks along their longest group; returns the totals of all blocks."""
+        cut = max(self.inner, key=lambda group: group.extent)
+        step = self.lanes * self.unroll if cut is self.inner[-1] else 1
+        length = block_length(cut.extent, self.schedule.blocks, step)
+        partials = {n: Partial.of(self.point.name("part"), n, -(-cut.extent // length)) for n in phase.totals}
+
+        def block(number: Index, first: Index, length: int) -> None:
+            spans = [(group, first, length) if group is cut else (group, ZERO, group.extent) for group in self.inner]
+            with walk(self.point, spans_of(self.outer), self.sweep.variables):
+                for node, total in self.phase(phase, number, spans, results).items():
+                    partials[node].store(self.point, number, self.sweep.target(node), total)
+
+        shared(self.point, cut.extent, length, block)
+        return list(partials.values())
+
+    def row(self, block: Index, spans: Sequence[Span], results: Results) -> None:
+        """One row, or a part of one."""
         point, sweep = self.point, self.sweep
         point.barriers.clear()
         for phase in sweep.phases:
-            self.phase(phase, block, start, extent, results)
+            for node, total in self.phase(phase, block, spans, results).items():
+                if node in self.partials:
+                    self.partials[node].add(point, block, sweep.target(node), total)
+                else:
+                    point.barriers[node.output] = always(total)
         values = [(value, point.at(value, sweep.index(value))) for value in sweep.row_outputs]
         operands = [(node, point.at(node.inputs[0], sweep.index(node.inputs[0]))) for node in sweep.row_sums]
         for value, expr in values:
@@ -109,9 +154,10 @@ class _Lowering:
         for node, expr in operands:
             self.partials[node].add(point, block, sweep.target(node), expr)
 
-    def phase(self, phase: Phase, block: Index, start: Index, extent: int, results: Results) -> None:
-        """One pass over a row."""
+    def phase(self, phase: Phase, block: Index, spans: Sequence[Span], results: Results) -> dict[Node, Expr]:
+        """One pass over a row or a part of it; returns its totals."""
         point, sweep = self.point, self.sweep
+        extent = spans[-1][2] if spans else 1
         totals = {
             node: Total.open(point, combine(node), identity_of(node), extent, self.lanes, self.unroll)
             for node in phase.totals
@@ -130,22 +176,18 @@ class _Lowering:
             for value in phase.outputs:
                 point.store(results[value], sweep.flat(value), exprs[value], location(value))
 
-        self.along(element, start, extent)
-        for node, total in totals.items():
-            result = total.fold(point)
-            if node in self.partials:
-                self.partials[node].add(point, block, sweep.target(node), result)
-            else:
-                point.barriers[node.output] = always(result)
+        self.along(element, spans)
+        found = {node: total.fold(point) for node, total in totals.items()}
         for value, buffer in kept.items():
             point.barriers[value] = _kept(buffer, sweep)
+        return found
 
-    def along(self, element: Callable[[Index], None], start: Index, extent: int) -> None:
+    def along(self, element: Callable[[Index], None], spans: Sequence[Span]) -> None:
         """The loops over a row."""
-        if not self.inner:
+        if not spans:
             element(ZERO)
             return
-        *lead, last = self.inner
+        *lead, (last, start, extent) = spans
         variables = self.sweep.variables
 
         def vector(position: Index, slot: Index) -> None:

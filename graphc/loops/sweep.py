@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.index import ZERO, Index, Var, flatten
-from graphc.ir.op import Elementwise
-from graphc.loops.ir import Buffer, Function
+from graphc.ir.op import Elementwise, Movement
+from graphc.loops.ir import Buffer, Function, Load, Space
 from graphc.loops.maps import fill_space
 from graphc.loops.nest import Group, axis_variables, collapse, identity
-from graphc.loops.point import Point, always, parameters
+from graphc.loops.point import Barrier, Point, always, parameters
 from graphc.loops.schedule import COSTS, MapSchedule, cost, share
 from graphc.loops.totals import Partial, identity_of
 from graphc.passes.forms import Contract, Rows, levels, output_placement
@@ -148,6 +148,54 @@ def accumulation_target(form: Rows | Contract, accumulation: Node) -> Index:
     kept = [d for d in range(operand.type.rank) if d not in accumulation.attrs["axes"]]
     index = [ZERO if (axis := placement[d]) is None else here[axis] for d in kept]
     return flatten(index, [operand.type.extents[d] for d in kept])
+
+
+def phase_by_phase(
+    point: Point, sweep: Sweep, results: Results, lanes: int, run: Callable[[Phase], Sequence[Partial]]
+) -> list[Buffer]:
+    """All phases, each over all blocks before the next, and what belongs to rows; `run` emits one and tells its totals.
+
+    A row's totals, and what later phases read of them, go to scratch. Returns all scratch.
+    """
+    scratch: list[Buffer] = []
+    level = levels(sweep.body, sweep.form)
+    for phase in sweep.phases:
+        partials = run(phase)
+        scratch += [total.buffer for total in partials]
+        point.barriers |= {total.node.output: total.result for total in partials}
+        if phase is sweep.phases[-1]:
+            break
+        known = [node.output for node in phase.totals]
+        ready = {level[value] for value in known}
+        known += [value for value in read_along_rows(sweep) if level[value] in ready]
+        found = {v: Buffer(point.name("row"), v.dtype, (math.prod(v.type.extents),), Space.SCRATCH) for v in known}
+        fill_finals(point, sweep.body, known, found, lanes)
+        point.barriers |= {value: _stored(value, buffer) for value, buffer in found.items()}
+        scratch += found.values()
+    fill_finals(point, sweep.body, sweep.row_outputs, results, lanes)
+    return scratch
+
+
+def read_along_rows(sweep: Sweep) -> list[Value]:
+    """Values of rows, computed from reductions, that row elements read."""
+    form = sweep.form
+    found = [
+        node.inputs[0]
+        for node in sweep.body.nodes
+        if isinstance(node.op.kind, Movement) and form.space == node.output.type.extents
+    ]
+    return [
+        value
+        for value in dict.fromkeys(found)
+        if value in form.placements
+        and value.type.extents != form.space
+        and value.node is not None
+        and isinstance(value.node.op.kind, Elementwise)
+    ]
+
+
+def _stored(value: Value, buffer: Buffer) -> Barrier:
+    return lambda index: Load(buffer, (flatten(index, value.type.extents),))
 
 
 def add_up(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from graphc.ir.index import ZERO, Condition, Index, Var
 from graphc.ir.source import Location
 from graphc.loops.ir import Buffer, Const, Expr, LoopKind, Scalar, dtype_of
-from graphc.loops.nest import Group, vectors, walk
+from graphc.loops.nest import Group, spans_of, vectors, walk
 from graphc.loops.pack import Element, nesting
 from graphc.loops.point import Point
 from graphc.loops.roles import Roles
@@ -140,7 +140,7 @@ class Multiplier:
             with (
                 point.loop("k", length) as k,
                 point.where(first.at(start + k, self.roles.variables)),
-                walk(point, others, self.roles.variables),
+                walk(point, spans_of(others), self.roles.variables),
             ):
                 element()
 
@@ -188,14 +188,14 @@ class Multiplier:
         def inner(groups: Sequence[Group], start: Index, length: int) -> None:
             first, *others = groups
             if first is along:
-                with walk(point, others, self.roles.variables):
+                with walk(point, spans_of(others), self.roles.variables):
                     self._run(start, length, element)
                 return
             others.remove(along)
             with (
                 point.loop("k", length) as k,
                 point.where(first.at(start + k, self.roles.variables)),
-                walk(point, others, self.roles.variables),
+                walk(point, spans_of(others), self.roles.variables),
             ):
                 self._run(ZERO, along.extent, element)
 

@@ -108,6 +108,9 @@ class Partial:
     def add(self, point: Point, block: Index, position: Index, value: Expr) -> None:
         point.reduce(combine(self.node), self.buffer, block * self.extent + position, value, self.node.location)
 
+    def store(self, point: Point, block: Index, position: Index, value: Expr) -> None:
+        point.store(self.buffer, block * self.extent + position, value, self.node.location)
+
     def result(self, index: tuple[Index, ...]) -> Expr:
         """An element of the result: all blocks' partial results, added as a balanced tree."""
         position = flatten(index, self.node.output.type.extents)
