@@ -263,8 +263,22 @@ def test_many_loops_without_a_dependence_still_have_numbers_of_their_own() -> No
     count = 2 * LOOPS + 3
     outputs = ", ".join(f"y{n}: f32[{FEWEST}] out" for n in range(count))
     loops = "".join(f"  for p{n} parallel {FEWEST} {{\n y{n}[p{n}] = x[p{n}]\n }}\n" for n in range(count))
-    text = emit(parse_function(f"kernel f(x: f32[{FEWEST}] in, {outputs}) {{\n{loops}}}"), host_target(), threaded=True)
+    text = emit(parse_function(f"kernel f(x: f32[{FEWEST + 1}] in, {outputs}) {{\n{loops}}}"), host_target(), threaded=True)
     assert text.count("call void @barrier") == 2
+
+
+@pytest.mark.parametrize(("size", "barriers"), [(8, 1), (9, 0)])
+def test_what_other_threads_read_is_not_written_over(size: int, barriers: int) -> None:
+    """Found by random networks: an updated parameter lay over the old one, which the loop before still read."""
+    text = f"""kernel f(x: f32[8] in, old: f32[8] in, y: f32[8] out, new: f32[{size}] out) {{
+  for p parallel 8 {{
+    y[p] = mul(x[p], old[0])
+  }}
+  for i {size} {{
+    new[i] = 1.0:f32
+  }}
+}}"""
+    assert emit(parse_function(text), host_target(), threaded=True).count("call void @barrier") == barriers
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="threads sleep by a system call of Linux")

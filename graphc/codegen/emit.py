@@ -10,7 +10,8 @@ Invariants:
  3. a function with a `Check` returns i64, 0 or the code of the first that fails; any other returns nothing;
  4. threads share the iterations of parallel loops, or claim them (`codegen.claims`). Between the loops every thread
     computes locals for itself, thread 0 alone writes memory, and `void @barrier(ptr team)` is called where another
-    thread's writes may be read. Nobody waits at the end: that is the caller's; all have met before the call.
+    thread's writes may be read, or what it still reads may be written over. Nobody waits at the end: that is the
+    caller's; all have met before the call.
 """
 
 from __future__ import annotations
@@ -134,8 +135,8 @@ class _Emitter:
         pending: list[tuple[bool, set[Buffer], set[Buffer]]] = []  # since the last barrier: alone, read, written
         for stmt in body:
             reads, writes = _memory(read([stmt])), _memory(written([stmt]))
-            alone = bool(writes) and not _is_parallel(stmt)
-            needed = any(not (alone and before) and (w & (reads | writes) or r & writes) for before, r, w in pending)
+            alone, over = bool(writes) and not _is_parallel(stmt), writes | self.below(writes)
+            needed = any(not (alone and before) and (w & (reads | writes) or r & over) for before, r, w in pending)
             if needed or self.claimed == LOOPS:
                 self.body.module.declare(BARRIER)
                 self.body.void("call void @barrier(ptr %team)")
@@ -146,6 +147,11 @@ class _Emitter:
                 raise LoweringError(f"kernel {self.kernel.name}: one loop writes memory and a local that outlives it")
             with self.memory.when(self.first_thread() if alone else None):
                 self.step(stmt)
+
+    def below(self, written: set[Buffer]) -> set[Buffer]:
+        """The inputs that some of these buffers may lie over: outputs of the same type."""
+        types = {(b.dtype, b.shape) for b in written if b.space is Space.OUTPUT}
+        return {b for b in self.kernel.inputs if (b.dtype, b.shape) in types}
 
     def first_thread(self) -> str:
         return self.numbers.once(("first",), "icmp eq i64 %tid, 0")
