@@ -25,8 +25,8 @@ from math import prod
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.index import ZERO, Condition, Index, flatten, unflatten
 from graphc.loops.ir import Buffer, Expr, Function, Load, LoopKind, Space
-from graphc.loops.nest import Group, blocks, collapse, identity, leading, size, spans_of, spread, walk
-from graphc.loops.pack import Prepare, block_panels, computed, in_place, panels
+from graphc.loops.nest import Group, blocks, collapse, leading, size, spans_of, spread, walk
+from graphc.loops.pack import Prepare, block_panels, computed, in_place, panels, row_major
 from graphc.loops.point import Point, always, location, parameters
 from graphc.loops.roles import Operand, Roles, assign, axes_of, place_in
 from graphc.loops.schedule import PACK_EACH, PACK_FIRST, PACK_NEVER, ContractSchedule
@@ -322,8 +322,10 @@ class _Kernel:
 
     @property
     def here(self) -> Index:
-        """The current point's position in the result."""
-        return flatten(identity(self.form.space), self.form.space)
+        """The current point's position in sums that are put down: along the columns, however the result lies."""
+        roles = self.roles
+        rows = (roles.rows.parts or (roles.rows,)) if roles.rows else ()
+        return row_major([*roles.batch, *rows, *((roles.cols,) if roles.cols else ())])
 
     def extend(self, acc: Buffer, tile: Tile, factors: Factors, sums: Buffer | None, part: Index, step: Index) -> None:
         """The tile's sums after a step: what `sums` holds from the steps before, and this one's products."""
