@@ -20,21 +20,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 
+from graphc import ops
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.index import ZERO, Condition, Index, flatten, unflatten
+from graphc.ir.types import TensorType
 from graphc.loops.ir import Buffer, Expr, Function, Load, LoopKind, Space
-from graphc.loops.nest import Group, blocks, collapse, leading, size, spans_of, spread, walk
-from graphc.loops.pack import Prepare, block_panels, computed, in_place, panels, row_major
+from graphc.loops.maps import fill_space
+from graphc.loops.nest import Group, blocks, collapse, identity, leading, size, spans_of, spread, walk
+from graphc.loops.pack import Prepare, block_panels, computed, in_place, panels
 from graphc.loops.point import Point, always, location, parameters
 from graphc.loops.roles import Operand, Roles, assign, axes_of, place_in
-from graphc.loops.schedule import PACK_EACH, PACK_FIRST, PACK_NEVER, ContractSchedule
+from graphc.loops.schedule import PACK_EACH, PACK_FIRST, PACK_NEVER, ContractSchedule, MapSchedule, cost, share
 from graphc.loops.sums import TileSums
 from graphc.loops.sweep import fill_finals
 from graphc.loops.tile import Factors, Multiplier, Tile
 from graphc.loops.totals import Partial, identity_of
 from graphc.passes.forms import Contract
+from graphc.passes.kernels import clone
 
 Operands = Callable[[Index, Index], tuple[Factors, Prepare | None]]  # of a block: see `factors`
 Fill = Callable[[Buffer, Tile, Index], None]  # sums of a tile in a step
@@ -115,10 +120,14 @@ class _Kernel:
     def something(self, results: Mapping[Value, Buffer]) -> None:
         """Operands, then tiles; with several parts of the depth first their sums, then the tiles."""
         parts, steps = self.parts
-        if parts > 1:
+        is_turned = self.is_turned()
+        if parts > 1 or is_turned:
             slabs = self.new("slabs", parts * prod(self.form.space))
             self.slabs(slabs)
-            self.tiles(results, lambda _: (lambda acc, tile, _: self.collect(acc, tile, slabs), None))
+            if is_turned:
+                self.turn(slabs, results)
+            else:
+                self.tiles(results, lambda _: (lambda acc, tile, _: self.collect(acc, tile, slabs), None))
             return
         plan = grid(self.roles, self.schedule, self.schedule.blocks)
         sums = self.new("sums", prod(self.form.space)) if steps > 1 else None
@@ -321,11 +330,16 @@ class _Kernel:
     # Tiles ---------------------------------------------------------------------------------------------------
 
     @property
+    def order(self) -> list[int]:
+        """The result's axes in the order in which sums are put down: those of the columns innermost."""
+        cols = self.roles.cols.axes if self.roles.cols else ()
+        return sorted(range(len(self.form.space)), key=lambda axis: axis in cols)
+
+    @property
     def here(self) -> Index:
-        """The current point's position in sums that are put down: along the columns, however the result lies."""
-        roles = self.roles
-        rows = (roles.rows.parts or (roles.rows,)) if roles.rows else ()
-        return row_major([*roles.batch, *rows, *((roles.cols,) if roles.cols else ())])
+        """The current point's position in sums that are put down."""
+        space = self.form.space
+        return flatten([identity(space)[axis] for axis in self.order], [space[axis] for axis in self.order])
 
     def extend(self, acc: Buffer, tile: Tile, factors: Factors, sums: Buffer | None, part: Index, step: Index) -> None:
         """The tile's sums after a step: what `sums` holds from the steps before, and this one's products."""
@@ -361,6 +375,33 @@ class _Kernel:
 
         with self.point.loop("s", self.parts[0] - 1) as part:
             self.multiplier.each(tile, add)
+
+    def is_turned(self) -> bool:
+        """Whether results lie apart along the columns, and all there is to do is pointwise."""
+        space, cols = self.form.space, self.roles.cols
+        here = identity(space)
+        is_apart = cols is not None and not self.roles.dots and self.roles.result.coefficient(cols.variable) != 1
+        is_pointwise = all(v.type.extents == space and place_in(self.form, v) == here for v in self.body.outputs)
+        return is_apart and is_pointwise and not self.form.accumulations
+
+    def turn(self, slabs: Buffer, results: Mapping[Value, Buffer]) -> None:
+        """The epilogue as a map of the sums of all parts, which reads them in squares."""
+        point, parts, space = self.point, self.parts[0], self.form.space
+        shape = [space[axis] for axis in self.order]
+        slab = Value(TensorType(self.result.dtype, (parts, *shape)))
+        first, *others = (
+            ops.reshape(
+                ops.slice(slab, start=[n] + [0] * len(shape), stop=[n + 1, *shape], step=[1] * (len(shape) + 1)),
+                shape=shape,
+            )
+            for n in range(parts)
+        )
+        total = reduce(ops.add, others, first)
+        new = {self.result: ops.transpose(total, perm=[self.order.index(axis) for axis in range(len(space))])}
+        clone(self.form.epilogue, new)
+        point.buffers = {**point.buffers, slab: slabs}
+        schedule = MapSchedule(self.schedule.lanes, 2, share(prod(space) * cost(self.body)))
+        fill_space(point, space, [(results[value], new[value]) for value in self.body.outputs], schedule)
 
     def epilogue(self, acc: Buffer, tile: Tile, block: Index, results: Mapping[Value, Buffer]) -> None:
         """What is stored and added up for each element of a tile."""

@@ -91,6 +91,7 @@ class Roles:
     left: Operand
     panel: Operand
     dots: bool
+    result: Index  # the flat position of its current element
 
     @property
     def height(self) -> int:
@@ -185,7 +186,8 @@ def assign(axes: Axes, axis: int) -> Roles:
     used = {cols, *((rows.parts or (rows,)) if rows else ())}
     batch = sorted((g for g in found if g not in used), key=lambda g: g.axes)
     depth = sorted(axes.groups(homes.get((True, True, False), ())), key=lambda g: axis in g.axes)
-    return Roles(axes.variables, tuple(batch), rows, cols, tuple(depth), left, panel, dots)
+    place = flatten(identity(axes.extents[: axes.rank]), axes.extents[: axes.rank])
+    return Roles(axes.variables, tuple(batch), rows, cols, tuple(depth), left, panel, dots, place)
 
 
 def _rows(groups: Sequence[Group], *, together: bool) -> Group | None:
