@@ -263,7 +263,9 @@ def test_many_loops_without_a_dependence_still_have_numbers_of_their_own() -> No
     count = 2 * LOOPS + 3
     outputs = ", ".join(f"y{n}: f32[{FEWEST}] out" for n in range(count))
     loops = "".join(f"  for p{n} parallel {FEWEST} {{\n y{n}[p{n}] = x[p{n}]\n }}\n" for n in range(count))
-    text = emit(parse_function(f"kernel f(x: f32[{FEWEST + 1}] in, {outputs}) {{\n{loops}}}"), host_target(), threaded=True)
+    text = emit(
+        parse_function(f"kernel f(x: f32[{FEWEST + 1}] in, {outputs}) {{\n{loops}}}"), host_target(), threaded=True
+    )
     assert text.count("call void @barrier") == 2
 
 

@@ -77,14 +77,19 @@ class Grid:
 
 
 def grid(roles: Roles, schedule: ContractSchedule, wanted: int) -> Grid:
-    """About `wanted` blocks: of the batch if that is enough, else of rows too, else of columns too."""
-    lead, rest = leading(roles.batch, wanted)
+    """About `wanted` blocks: of the batch if that is enough, else of rows too, else of columns too; or, where the
+    schedule says so, of columns first."""
     high, broad = tile_of(roles, schedule)
     tiles, strips = roles.height // high, roles.width // broad
+    if schedule.across:
+        cols, along = _cut(strips, wanted, 1)
+        wanted = -(-wanted // cols)
+    lead, rest = leading(roles.batch, wanted)
     points, length = _cut(size(lead), wanted, 1)
     shared = 1 if schedule.pack == PACK_EACH else -(-wanted // points)  # a panel is packed by one block only
     rows, down = _cut(tiles, shared, min(schedule.strip, tiles))
-    cols, along = _cut(strips, -(-wanted // (points * rows)), 1)
+    if not schedule.across:
+        cols, along = _cut(strips, -(-wanted // (points * rows)), 1)
     return Grid(lead, rest, tiles, strips, (points, rows, cols), (length, down, along))
 
 
@@ -304,11 +309,29 @@ class _Kernel:
                 tiles(ZERO, col, width)
             rest(col, width)
 
-        with (
-            self.share(part, length, size(plan.lead), "o") as position,
-            point.where(spread(plan.lead, roles.variables, position)),
-            walk(point, spans_of(plan.rest), roles.variables),
-        ):
+        @contextmanager
+        def points(first: Index, count: int) -> Iterator[None]:
+            with (
+                self.share(part * (length // count) + first, count, size(plan.lead), "o") as position,
+                point.where(spread(plan.lead, roles.variables, position)),
+                walk(point, spans_of(plan.rest), roles.variables),
+            ):
+                yield
+
+        together = _divisor(length, self.schedule.strip // (plan.tiles * size(plan.rest)))
+
+        def strips(first: Index) -> Callable[[Index, int], None]:
+            def emit(col: Index, width: int) -> None:
+                with points(first, together):
+                    strip(col, width)
+
+            return emit
+
+        if prepare is None and self.schedule.strip > plan.tiles and roles.is_panel_shared:
+            with point.loop("m", length // together) as chunk:
+                across(strips(chunk))
+            return
+        with points(ZERO, length):
             if prepare is not None:
                 prepare(across, piece)
             if down <= step:
@@ -422,6 +445,11 @@ class _Kernel:
 
         self.multiplier.each(tile, element)
         sums.flush(block)
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor up to `most`."""
+    return max((n for n in range(1, min(number, most) + 1) if number % n == 0), default=1)
 
 
 def _power(number: int) -> int:

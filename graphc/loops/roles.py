@@ -7,8 +7,8 @@ vectors to run along, and the others follow from it:
     along a summed letter          every element is a dot product; the panel's own longest letter is the columns
     along none                     scalars
 
-The longest letter that the panel lacks gives the *rows*: a tile reuses each panel vector for several of them. Where all
-of them are short (the places of a filter), several are the rows together, as many as one tile can hold. Other letters
+A letter that the panel lacks gives the *rows*: a tile reuses each panel vector for several of them. Where all of them
+are short (the places of a filter), several are the rows together, as many as one tile can hold. Other letters
 of the result are the *batch*, looped over outside; the summed ones are the *depth*.
 
 Invariants:
@@ -34,6 +34,7 @@ from graphc.passes.forms import Contract, output_placement
 
 NO_AXIS = -1
 SHORT, MOST_TOGETHER = 8, 12  # rows: below this a tile starves; so many fit the registers of most processors
+ENOUGH = 6  # rows that make better tiles than more of them farther apart: windows beside each other share elements
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -115,6 +116,11 @@ class Roles:
         """Whether every point of the batch has a panel of its own."""
         return len(self.within(self.batch, self.panel)) == len(self.batch)
 
+    @property
+    def is_panel_shared(self) -> bool:
+        """Whether all points of the batch have one panel."""
+        return not self.within(self.batch, self.panel)
+
     def within(self, groups: Iterable[Group], operand: Operand) -> list[Group]:
         """The groups that an operand holds."""
         return [group for group in groups if operand.axes.issuperset(group.axes)]
@@ -182,7 +188,7 @@ def assign(axes: Axes, axis: int) -> Roles:
     found = [*own, *others, *axes.groups(homes.get((True, True, True), ()))]
     longest = max(others, key=lambda g: (g.extent, g.axes), default=None) if dots else None
     cols = next((g for g in found if axis in g.axes), longest)
-    rows = _rows([g for g in own if g is not cols], together=not dots)
+    rows = _rows([g for g in own if g is not cols], left, together=not dots)
     used = {cols, *((rows.parts or (rows,)) if rows else ())}
     batch = sorted((g for g in found if g not in used), key=lambda g: g.axes)
     depth = sorted(axes.groups(homes.get((True, True, False), ())), key=lambda g: axis in g.axes)
@@ -190,11 +196,14 @@ def assign(axes: Axes, axis: int) -> Roles:
     return Roles(axes.variables, tuple(batch), rows, cols, tuple(depth), left, panel, dots, place)
 
 
-def _rows(groups: Sequence[Group], *, together: bool) -> Group | None:
-    """The longest group; or short ones `together`, innermost first, as long as a tile holds them all."""
+def _rows(groups: Sequence[Group], left: Operand, *, together: bool) -> Group | None:
+    """Of the groups that are long enough for a tile the one whose elements are nearest to each other; where there is
+    none, the longest, or short ones `together`, innermost first, as long as a tile holds them all."""
     longest = max(groups, key=lambda g: (g.extent, g.axes), default=None)
-    if longest is None or longest.extent >= SHORT or not together:
+    if longest is None or not together:
         return longest
+    if longest.extent >= SHORT:
+        return min((g for g in groups if g.extent >= ENOUGH), key=lambda g: abs(left.stride(g)))
     parts: list[Group] = []
     for group in sorted(groups, key=lambda g: g.axes, reverse=True):
         if size([group, *parts]) <= MOST_TOGETHER:

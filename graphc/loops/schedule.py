@@ -4,7 +4,7 @@
     rows lanes=8 unroll=4 blocks=32 buffer=16384
     columns lanes=8 unroll=4 blocks=8
     narrow lanes=16 blocks=8
-    contract axis=1 lanes=16 vectors=3 rows=8 unroll=1 blocks=8 strip=4 parts=1 steps=1 pack=1 fma=1
+    contract axis=1 lanes=16 vectors=3 rows=8 unroll=1 blocks=8 across=0 strip=4 parts=1 steps=1 pack=1 fma=1
 
 Lanes and unroll fix the order in which a row is summed, blocks the order in which rows are: with the same schedule
 results are the same bits, whatever the number of threads.
@@ -94,7 +94,9 @@ class ContractSchedule:
     rows     rows of a tile
     unroll   accumulators of one dot product
     blocks   about how many blocks of tiles threads may share
-    strip    tiles of rows that pass over one strip of columns before the next strip
+    across   1: blocks are cut out of the columns first; 0: out of the batch and the rows
+    strip    tiles of rows that pass over one strip of columns before the next strip, of several points of the batch
+             where that is more than one has
     parts    partial sums over the depth that threads may share
     steps    how often such a sum is put down and taken up again
     pack     1: copy the panel first, so that its vectors stand in a row; 2: strip by strip in each block; 0: do not
@@ -107,6 +109,7 @@ class ContractSchedule:
     rows: int
     unroll: int
     blocks: int
+    across: int
     strip: int
     parts: int
     steps: int

@@ -78,6 +78,7 @@ class _Choice:
             pack = PACK_NEVER if roles.dots else _packing(roles, rows, broad, itemsize, target)
             blocks = min(share(round(PER_CYCLE * cost * roles.copies)), BLOCKS if pack == PACK_EACH else MOST_BLOCKS)
             parts, steps = _pieces(roles, pack, broad, blocks, itemsize, target)
+            across = _is_cut_across(roles, pack, itemsize, target)
             schedule = ContractSchedule(
                 axis=axis,
                 lanes=lanes,
@@ -85,6 +86,7 @@ class _Choice:
                 rows=rows,
                 unroll=unroll,
                 blocks=blocks,
+                across=int(across),
                 strip=_strip(roles, rows, pack, roles.deep // (parts * steps) * itemsize, target),
                 parts=parts,
                 steps=steps,
@@ -213,9 +215,23 @@ def _is_tall(roles: Roles) -> bool:
     return is_high and roles.panel.stride(roles.cols) == 1 and 1 < roles.deep <= PIECE
 
 
+def _is_cut_across(roles: Roles, pack: int, itemsize: int, target: Target) -> bool:
+    """Whether blocks are cut out of the columns: where all points of the batch have one panel, and it is larger than
+    the cache and than the other operand. Each block then reads a part of it, again and again."""
+    panel = roles.deep * roles.width * itemsize
+    left = prod(roles.left.source.type.extents) * itemsize
+    return bool(roles.batch) and pack != PACK_EACH and roles.is_panel_shared and panel > max(left, target.l2)
+
+
 def _strip(roles: Roles, rows: int, pack: int, piece: int, target: Target) -> int:
-    """Tiles of rows that pass over a strip before the next: as many as the cache holds, in equal parts."""
+    """Tiles of rows that pass over a strip before the next: as many as the cache holds, in equal parts.
+
+    Those of several points of the batch, where all of these have one panel, of which the cache holds no more.
+    """
     tiles = roles.height // rows
+    if pack != PACK_EACH and roles.batch and roles.is_panel_shared and roles.width * piece > target.l2 // 2:
+        each = prod(roles.left.source.type.extents) // (roles.copies * tiles) * roles.left.source.dtype.itemsize
+        return max(tiles, target.l2 // 2 // max(1, each))
     chunks = -(-tiles * rows * piece // target.l2) or 1
     if pack == PACK_FIRST and _is_tall(roles):
         chunks = max(chunks, ROW_PARTS)
