@@ -102,6 +102,11 @@ def spans_of(groups: Iterable[Group]) -> list[Span]:
     return [(group, ZERO, group.extent) for group in groups]
 
 
+def part_of(groups: Iterable[Group], cut: Group, start: Index, length: int) -> list[Span]:
+    """Those groups: one of them from `start` on, the others from end to end."""
+    return [(group, start, length) if group is cut else (group, ZERO, group.extent) for group in groups]
+
+
 @contextmanager
 def walk(point: Point, spans: Sequence[Span], variables: Mapping[int, Var]) -> Iterator[None]:
     """One serial loop for each span around what is emitted inside."""

@@ -15,7 +15,7 @@ from graphc.ir.index import Condition, Index, Var, flatten, unflatten
 from graphc.ir.types import DType
 from graphc.loops.ir import Buffer, Expr, LoopKind, Space
 from graphc.loops.maps import fill_space
-from graphc.loops.nest import Group, Span, size, spans_of, spread, vectors, walk
+from graphc.loops.nest import Group, Span, part_of, size, spans_of, spread, vectors, walk
 from graphc.loops.point import Point, location
 from graphc.loops.roles import Operand, Roles
 from graphc.loops.schedule import ContractSchedule, MapSchedule
@@ -86,24 +86,25 @@ def block_panels(
     A block has `strips` full strips; the last one also what is left over. Given its number and its first column, and
     read row by row, however short a strip's rows are; strip by strip where the source's lines run along the depth.
     """
-    cols, (cut, *others) = roles.cols, nesting(roles.depth, pieces)
+    cols, cut = roles.cols, longest(roles.depth)
     assert cols is not None
     length, rest = divmod(cut.extent, pieces)
     pitch = -(-(cols.extent % width) // lanes) * lanes
-    deep = (length + rest) * size(others)
+    extents = [length + rest if group is cut else group.extent for group in roles.depth]
+    deep = prod(extents)
     each = deep * (strips * width + pitch)
     buffer = Buffer(point.name("panels"), roles.panel.source.dtype, (blocks * each,), Space.SCRATCH)
-    column, along = Index(0, ((cols.variable, 1),)), Index(0, ((cut.variable, 1),))
+    column, places = Index(0, ((cols.variable, 1),)), [Index(0, ((g.variable, 1),)) for g in roles.depth]
 
     def of(block: Index, base: Index) -> tuple[Element, Prepare]:
         def place(first: Index, wide: int, piece: Index) -> Index:
-            inside = (along - piece * length) * size(others) + row_major(others)
+            here = [at - piece * length if g is cut else at for g, at in zip(roles.depth, places, strict=True)]
+            inside = flatten(here, extents)
             return block * each + (first - base) * deep + inside * (width if wide == width else pitch) + column - first
 
         def fill(across: Strips, piece: Index) -> None:
             def copy(start: Index, count: int) -> None:
-                spans = spans_of(others)
-                spans.insert(roles.depth.index(cut), (cut, start, count))
+                spans = part_of(roles.depth, cut, start, count)
                 with point.section():
                     if _is_turned(roles.panel, cols, spans):
                         across(partial(strip, spans))
@@ -124,10 +125,9 @@ def block_panels(
     return buffer, of
 
 
-def nesting(depth: Sequence[Group], pieces: int) -> list[Group]:
-    """The loops over the depth, the outermost first: with several pieces the longest, which is what is cut."""
-    longest = max(depth, key=lambda group: group.extent)
-    return list(depth) if pieces == 1 else [longest, *(group for group in depth if group is not longest)]
+def longest(depth: Sequence[Group]) -> Group:
+    """The group that pieces of the depth are cut out of."""
+    return max(depth, key=lambda group: group.extent)
 
 
 def row_major(groups: Sequence[Group]) -> Index:

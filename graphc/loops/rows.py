@@ -23,6 +23,7 @@ from graphc.loops.nest import (
     block_length,
     identity,
     leading,
+    part_of,
     shared,
     size,
     spans_of,
@@ -129,7 +130,7 @@ class _Lowering:
         partials = {n: Partial.of(self.point.name("part"), n, -(-cut.extent // length)) for n in phase.totals}
 
         def block(number: Index, first: Index, length: int) -> None:
-            spans = [(group, first, length) if group is cut else (group, ZERO, group.extent) for group in self.inner]
+            spans = part_of(self.inner, cut, first, length)
             with walk(self.point, spans_of(self.outer), self.sweep.variables):
                 for node, total in self.phase(phase, number, spans, results).items():
                     partials[node].store(self.point, number, self.sweep.target(node), total)

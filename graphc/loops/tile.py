@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from graphc.ir.index import ZERO, Condition, Index, Var
 from graphc.ir.source import Location
 from graphc.loops.ir import Buffer, Const, Expr, LoopKind, Scalar, dtype_of
-from graphc.loops.nest import Group, spans_of, vectors, walk
-from graphc.loops.pack import Element, nesting
+from graphc.loops.nest import Span, part_of, vectors, walk
+from graphc.loops.pack import Element, longest
 from graphc.loops.point import Point
 from graphc.loops.roles import Roles
 from graphc.loops.schedule import ContractSchedule
@@ -135,13 +135,8 @@ class Multiplier:
             with point.loop("i", tile.height, LoopKind.UNROLLED) as row:
                 self.vectors(tile, lambda column, _: multiply(row, column), whole=whole)
 
-        def inner(groups: Sequence[Group], start: Index, length: int) -> None:
-            first, *others = groups
-            with (
-                point.loop("k", length) as k,
-                point.where(first.at(start + k, self.roles.variables)),
-                walk(point, spans_of(others), self.roles.variables),
-            ):
+        def inner(spans: Sequence[Span]) -> None:
+            with walk(point, spans, self.roles.variables):
                 element()
 
         row_of_panel = point.local("row", acc.dtype, tile.slots)
@@ -157,14 +152,14 @@ class Multiplier:
             return Scalar("fma", (a, b, c), dtype)
         return Scalar("add", (Scalar("mul", (a, b), dtype), c), dtype)
 
-    def _pieces(self, count: int, piece: Index, body: Callable[[Sequence[Group], Index, int], None]) -> None:
-        """`body(groups, start, length)` for a piece of the depth: of its outermost group."""
-        groups = nesting(self.roles.depth, count)
-        length, rest = divmod(groups[0].extent, count)
-        body(groups, piece * length, length)
+    def _pieces(self, count: int, piece: Index, body: Callable[[Sequence[Span]], None]) -> None:
+        """`body` for a piece of the depth."""
+        cut = longest(self.roles.depth)
+        length, rest = divmod(cut.extent, count)
+        body(part_of(self.roles.depth, cut, piece * length, length))
         if rest:
             with self.point.when((Condition(piece - (count - 1), equal=True),)):
-                body(groups, Index(count * length), rest)
+                body(part_of(self.roles.depth, cut, Index(count * length), rest))
 
     # Dot products --------------------------------------------------------------------------------------------
 
@@ -185,19 +180,10 @@ class Multiplier:
             left, right = (factor(tile.col, tile.width, piece, ()) for factor in (factors.left, factors.panel))
             point.store(sums, place, self.multiply_add(left, right, point.load(sums, place)), self.location)
 
-        def inner(groups: Sequence[Group], start: Index, length: int) -> None:
-            first, *others = groups
-            if first is along:
-                with walk(point, spans_of(others), self.roles.variables):
-                    self._run(start, length, element)
-                return
-            others.remove(along)
-            with (
-                point.loop("k", length) as k,
-                point.where(first.at(start + k, self.roles.variables)),
-                walk(point, spans_of(others), self.roles.variables),
-            ):
-                self._run(ZERO, along.extent, element)
+        def inner(spans: Sequence[Span]) -> None:
+            *outer, (_, start, length) = spans
+            with walk(point, outer, self.roles.variables):
+                self._run(start, length, element)
 
         self._pieces(factors.pieces, piece, inner)
         self._fold(sums, acc, tile)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from math import prod
 
 from graphc.ir.graph import Graph
-from graphc.loops.pack import nesting
 from graphc.loops.roles import NO_AXIS, Axes, Operand, Roles, assign, axes_of, candidates
 from graphc.loops.schedule import MOST_BLOCKS, PACK_EACH, PACK_FIRST, PACK_NEVER, ContractSchedule, share
 from graphc.loops.target import Target
@@ -124,7 +123,7 @@ def _page_walks(roles: Roles, operand: Operand, itemsize: int) -> float:
     """Cycles for each term of a sum because the operand's element stands on another page than the one before."""
     if not roles.depth:
         return 0.0
-    inner = nesting(roles.depth, 1 if roles.deep <= DEEPEST else 2)[-1]
+    inner = roles.depth[-1]
     pitch = abs(operand.stride(inner)) * itemsize
     if min(inner.extent, PIECE) * pitch <= PAGES * PAGE:
         return 0.0
