@@ -280,6 +280,7 @@ OTHERS = {
         _resnet("resnet_wide", 16, 32, 64, 128),
         _resnet("resnet_deep", 8, 64, 32, 64, 128, 256),
         _resnet("resnet_narrow", 128, 16, 8, 16, 32),
+        _resnet("resnet_full", 16, 32, 64, 128, 256, 512),
         _gpt("gpt_small", 32, 2, 64, 2, 64, 65),
         _gpt("gpt_long", 4, 4, 192, 6, 256, 100),
         _gpt("gpt_wide", 2, 2, 512, 8, 128, 1000),
