@@ -55,13 +55,15 @@ def panels(point: Point, roles: Roles, read: Read, width: int, lanes: int) -> tu
     copies = size(batch)
     buffer = Buffer(point.name("panels"), roles.panel.source.dtype, (copies * each,), Space.SCRATCH)
     column = Index(0, ((cols.variable, 1),))
+    is_copy = roles.panel.source in point.buffers
+    spans = spans_of(in_source_order(roles.panel, roles.depth) if is_copy else roles.depth)
 
     def place(first: Index, wide: int) -> Index:
         inside = row_major(roles.depth) * (width if wide == width else pitch) + (column - first)
         return row_major(batch) * each + first * roles.deep + inside
 
     def fill(first: Index, wide: int) -> None:
-        _copy(point, roles, read, spans_of(roles.depth), first, wide, lanes, lambda: (buffer, place(first, wide)))
+        _copy(point, roles, read, spans, first, wide, lanes, lambda: (buffer, place(first, wide)))
 
     if full:
         with point.section(), point.loop("p", copies * full, LoopKind.PARALLEL, keep=True) as number:
@@ -125,6 +127,15 @@ def block_panels(
     return buffer, of
 
 
+def in_source_order(operand: Operand, depth: Sequence[Group]) -> list[Group]:
+    """The depth as it lies in the operand's source, the nearest neighbours innermost; dense ones as one group."""
+    found = sorted(depth, key=lambda group: -abs(operand.stride(group)))
+    dense: list[Group] = []
+    while found and operand.stride(found[-1]) == size(dense):
+        dense.insert(0, found.pop())
+    return [*found, Group.product(dense)] if len(dense) > 1 else [*found, *dense]
+
+
 def longest(depth: Sequence[Group]) -> Group:
     """The group that pieces of the depth are cut out of."""
     return max(depth, key=lambda group: group.extent)
@@ -184,10 +195,11 @@ def _transposed(
     Each line of the source is read once, however few of them the cache can hold at a time.
     """
     *outer, (inner, start, extent) = spans
+    flat = Group(inner.axes, inner.extent, inner.variable)  # as the source holds it
 
     def square(column: Index, columns: int, k: Index, length: int) -> None:
         def element(row: Index, place: Index) -> Expr:
-            with point.where(inner.at(start + k + row, variables)):
+            with point.where(flat.at(start + k + row, variables)):
                 return load(column + place)
 
         elements = turned(point, dtype, side, length, columns, element)
@@ -202,9 +214,11 @@ def _transposed(
         with (
             point.loop("j", columns) as column,
             point.loop("u", length, LoopKind.UNROLLED) as number,
-            point.where(inner.at(start + k + number, variables)),
         ):
-            store(column, load(column))
+            with point.where(flat.at(start + k + number, variables)):
+                element = load(column)
+            with point.where(inner.at(start + k + number, variables)):
+                store(column, element)
 
     def across(k: Index, length: int) -> None:
         if side == 1:

@@ -34,7 +34,8 @@ FAR_VECTOR = 0.3  # cycles that a vector of the panel adds when the panel does n
 FROM_L1, FROM_L2, FROM_L3 = 0.5, 1.25, 2.3  # cycles for a vector from a level of the cache, one behind the other
 SEEN = 0.25  # of what loads take beyond the first level, behind other work
 STREAM_COST = 0.2  # of that, for several streams: of one, more is fetched ahead
-COPY, COPY_ACROSS, GATHER, SCATTER = 0.3, 0.5, 3.0, 5.0  # cycles for an element
+COPY, COPY_ACROSS, GATHER_NEAR, GATHER, SCATTER = 0.3, 0.5, 1.5, 3.0, 5.0  # cycles for an element
+LINE, LINE_COST = 64, 0.5  # bytes of a cache line, and cycles to come to another of them
 DOT_LOAD = 0.225  # cycles that a vector of an operand adds to those of its products
 ROW_COST = 6  # cycles to put down a row of dot products
 FOLD = 3  # cycles for the lanes of one dot product
@@ -115,7 +116,8 @@ def _tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[Cost
         whole = roles.rows is not None and roles.rows.parts and roles.height <= min(room // vectors, beside)
         for rows in (roles.height,) if whole else range(1, most + 1):  # of a product at constant places: any number
             far = min(roles.deep, PIECE) * vectors * lanes * itemsize > target.l1 // 2
-            found.append((_strips(roles, lanes, vectors, rows, walk, far), vectors, rows, 1))
+            lines = LINE_COST * rows * _lines(roles, itemsize)
+            found.append((_strips(roles, lanes, vectors, rows, walk + lines, far), vectors, rows, 1))
     return sorted(found)[:CANDIDATES]
 
 
@@ -128,6 +130,14 @@ def _page_walks(roles: Roles, operand: Operand, itemsize: int) -> float:
     if min(inner.extent, PIECE) * pitch <= PAGES * PAGE:
         return 0.0
     return min(2.0, pitch / PAGE) * (ALIASED_WALK if _aliased(pitch) else PAGE_WALK)
+
+
+def _lines(roles: Roles, itemsize: int) -> float:
+    """Lines of the left operand that a term of the sum comes to in each row, beyond those of rows dense along it."""
+    if not roles.depth or abs(roles.left.stride(roles.rows)) * itemsize < LINE:
+        return 0.0
+    pitch = min(abs(roles.left.stride(group)) for group in roles.depth) * itemsize
+    return max(0.0, min(1.0, pitch / LINE) - itemsize / LINE)
 
 
 def _strips(roles: Roles, lanes: int, vectors: int, rows: int, walk: float, far: bool) -> float:
@@ -248,11 +258,13 @@ def _traffic(axes: Axes, roles: Roles, pack: int, broad: int, itemsize: int) -> 
         return cost
     if roles.left.stride(cols) not in (0, 1):
         cost += GATHER * points * roles.deep
-    dense = roles.panel.stride(cols) == 1
-    across = bool(roles.depth) and roles.panel.stride(roles.depth[-1]) == 1
+    stride = roles.panel.stride(cols)
+    dense = stride == 1
+    across = any(roles.panel.stride(group) == 1 for group in roles.depth)
     if pack:
         copy = COPY + FROM_MEMORY * _page_walks(roles, roles.panel, itemsize) / broad
-        return cost + held * (copy if dense else COPY_ACROSS if across else GATHER)
+        gather = GATHER_NEAR if pack == PACK_FIRST and abs(stride) * itemsize <= LINE else GATHER
+        return cost + held * (copy if dense else COPY_ACROSS if across else gather)
     return cost + GATHER * roles.copies * roles.deep * roles.width * (not dense)
 
 
