@@ -19,7 +19,7 @@ from graphc.ir.index import ZERO, Index, Var, unflatten
 from graphc.loops.ir import Buffer, Function, Load, LoopKind
 from graphc.loops.nest import block_length, leading, shared, size, spans_of, spread, vectors, walk
 from graphc.loops.point import Barrier, Point, location
-from graphc.loops.schedule import ColumnsSchedule
+from graphc.loops.schedule import ColumnsSchedule, cost, in_flight
 from graphc.loops.sweep import (
     Phase,
     Results,
@@ -125,7 +125,8 @@ class _Lowering:
         """One walk down the rows: as many side by side as a narrow tile leaves registers for, each with totals of its
         own, so that one sum does not wait for the other."""
         point, sweep = self.point, self.sweep
-        side, slots = max(1, self.unroll * self.lanes // width) if phase.totals else 1, self.slots(width)
+        beside = min(self.unroll, in_flight(cost(sweep.body)))
+        side, slots = max(1, beside * self.lanes // width) if phase.totals else 1, self.slots(width)
         totals = {node: point.local("acc", node.output.dtype, side * slots) for node in phase.totals}
         for node, buffer in totals.items():
             fill(point, buffer, ZERO, side * slots, identity_of(node), self.lanes, self.unroll)

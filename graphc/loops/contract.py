@@ -408,22 +408,19 @@ class _Kernel:
         return is_apart and is_pointwise and not self.form.accumulations
 
     def turn(self, slabs: Buffer, results: Mapping[Value, Buffer]) -> None:
-        """The epilogue as a map of the sums of all parts, which reads them in squares."""
+        """The epilogue as a map of the sums, which it reads in squares; sums of several parts are added up before."""
         point, parts, space = self.point, self.parts[0], self.form.space
-        shape = [space[axis] for axis in self.order]
-        slab = Value(TensorType(self.result.dtype, (parts, *shape)))
-        first, *others = (
-            ops.reshape(
-                ops.slice(slab, start=[n] + [0] * len(shape), stop=[n + 1, *shape], step=[1] * (len(shape) + 1)),
-                shape=shape,
-            )
-            for n in range(parts)
-        )
-        total = reduce(ops.add, others, first)
-        new = {self.result: ops.transpose(total, perm=[self.order.index(axis) for axis in range(len(space))])}
-        clone(self.form.epilogue, new)
-        point.buffers = {**point.buffers, slab: slabs}
         schedule = MapSchedule(self.schedule.lanes, 2, share(prod(space) * cost(self.body)))
+        all_parts = Value(TensorType(self.result.dtype, slabs.shape))
+        sums = Value(TensorType(self.result.dtype, tuple(space[axis] for axis in self.order)))
+        point.buffers = {**point.buffers, all_parts: slabs, sums: slabs}
+        if parts > 1:
+            ends = [(n * prod(space), (n + 1) * prod(space)) for n in range(parts)]
+            terms = [ops.slice(all_parts, start=[start], stop=[stop], step=[1]) for start, stop in ends]
+            with point.section():
+                fill_space(point, (prod(space),), [(slabs, reduce(ops.add, terms))], schedule)
+        new = {self.result: ops.transpose(sums, perm=[self.order.index(axis) for axis in range(len(space))])}
+        clone(self.form.epilogue, new)
         fill_space(point, space, [(results[value], new[value]) for value in self.body.outputs], schedule)
 
     def epilogue(self, acc: Buffer, tile: Tile, block: Index, results: Mapping[Value, Buffer]) -> None:

@@ -25,6 +25,7 @@ from graphc.passes.forms import Map, Opaque, Rows, is_narrow, is_single_phase, l
 BLOCK_COST, MOST_BLOCKS = 64 * 1024, 32  # scalar operations of a block, and how many blocks there are
 LEAST_COST, FEW_BLOCKS = 16 * 1024, 4  # the same where that makes few: some microseconds are worth handing over
 WIDE_ROW, WIDE_SPACE = 256, 128 * 1024  # elements: from here on columns are summed a row at a time
+SUMMED_APART = 16  # blocks of columns: their partial results are added up element by element
 STREAMS = 32  # rows that are as well read side by side
 _SIMPLE = 1
 _FUNCTION = 12
@@ -148,13 +149,13 @@ def choose(body: Graph, form: Map | Rows | Opaque, target: Target) -> Schedule:
         return MapSchedule(lanes, 4 if nodes <= 8 else 2 if nodes <= 16 else 1, share(size * cost(body)))
     work = share(math.prod(form.space) * cost(body))
     if lies_across(form) and not form.accumulations and not _is_wide(body, form):
-        return ColumnsSchedule(lanes, 4, work)
+        return ColumnsSchedule(lanes, 4, min(work, SUMMED_APART))
     if is_narrow(form) and _fits_lanes(form, lanes):
         return NarrowSchedule(lanes, work)
-    return RowsSchedule(lanes, _in_flight(cost(body)), work, 16 * 1024)
+    return RowsSchedule(lanes, in_flight(cost(body)), work, 16 * 1024)
 
 
-def _in_flight(cost: int) -> int:
+def in_flight(cost: int) -> int:
     """Vectors side by side: as many as stay in registers. A function like tanh fills many, and has work enough."""
     return 4 if cost <= 24 else 2 if cost <= 36 else 1
 
