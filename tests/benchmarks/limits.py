@@ -1,7 +1,8 @@
 """What the machine allows, found by loops that do nothing else: multiply-adds per second, and bytes read per second.
 
 A probe shows less than the machine can do while others use it or its clock is down, never more. So a run probes again
-and again, before and after each workload, and takes the best of all readings for the limit.
+and again, before, between and after the turns of each workload, and takes the best of all readings for the limit.
+Those between the turns tell, besides, what the machine could do in just those minutes.
 """
 
 from __future__ import annotations
@@ -85,11 +86,14 @@ class Loop:
         self.elements = elements * threads
         self.best = 0.0  # rounds per second of each thread
 
-    def probe(self) -> None:
-        """Some more readings."""
+    def probe(self) -> float:
+        """Some more readings; returns the best of these."""
+        readings = []
         for _ in range(READINGS):
             count = max(self.period, round(SECONDS * (self.best or GUESS)))
-            self.best = max(self.best, count / self._seconds(count))
+            readings.append(count / self._seconds(count))
+            self.best = max(self.best, readings[-1])
+        return max(readings)
 
     def _seconds(self, count: int) -> float:
         """From when the first thread starts to when the last one ends."""
@@ -124,6 +128,13 @@ class Machine:
         self.probes += 1
         for loop in (self.arithmetic, *self.memory.values()):
             loop.probe()
+
+    def seconds_now(self, operations: float, size: float) -> float:
+        """`seconds`, from new readings alone."""
+        self.probes += 1
+        arithmetic, memory = self.arithmetic, self.memory.get(size)
+        least = operations / (2.0 * arithmetic.elements * arithmetic.probe())
+        return max(least, size / (4.0 * memory.elements * memory.probe())) if memory else least
 
     @property
     def operations(self) -> float:

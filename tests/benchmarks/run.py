@@ -7,7 +7,8 @@ get the same arrays and parameters, and their losses must agree with graphc's. `
 names the interpreter of a peer that lives in an environment of its own. `--out bench` writes bench.json and bench.png.
 
 step    median of all turns                 first   seconds of the first call: build, compile, run; without imports
-limit   the least that the machine needs for the step's arithmetic, or to read the bytes it moves (`limits`)
+limit   the least that the machine needs for the step's arithmetic, or to read the bytes it moves (`limits`); then: just
+        then, by the readings between the turns
 memory  peak of what is resident during the steps, beyond the inputs (`worker`)
 ratio   the fastest peer's step / graphc's
 """
@@ -87,8 +88,9 @@ class Worker:
         self.process.communicate()
 
 
-def measure(workload: Workload, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """One workload, by contender: `seconds` of a step, of the `first` call and of the `import`, `bytes`, `losses`."""
+def measure(workload: Workload, options: argparse.Namespace, machine: Machine) -> dict[str, dict[str, Any]]:
+    """One workload, by contender: `seconds` of a step, of the `first` call and of the `import`, `bytes`, `losses`; and
+    for graphc the `limit` of the step between the turns."""
     given, state = workload.arrays(), workloads.parameters(workload)
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ended:
@@ -115,12 +117,15 @@ def measure(workload: Workload, options: argparse.Namespace) -> dict[str, dict[s
                 print(f"  {contender}: no figure for memory: {memory.pop('error')}", file=sys.stderr)
             found[contender] = {**answer, **memory}
         check_losses(found)
+        limits = []
         for _ in range(TURNS):
+            limits.append(machine.seconds_now(workload.flops, workload.bytes))
             for worker in workers:
                 worker.times += worker.ask(f"run {options.seconds / TURNS}")["times"]
         for worker in workers:
             found[worker.name]["seconds"] = median(worker.times)
             worker.close()
+        found["graphc"]["limit"] = median(limits)
     return found
 
 
@@ -153,6 +158,11 @@ class Line:
         return dict(sorted(found.items(), key=lambda pair: pair[1]))
 
     @property
+    def share_then(self) -> float:
+        """Of the limit by the readings between the turns."""
+        return float(self.own["limit"] / self.own["seconds"])
+
+    @property
     def ratio(self) -> float | None:
         return next(iter(self.ratios("seconds").values()), None)
 
@@ -163,6 +173,7 @@ class Line:
             "workload": self.workload.name,
             "limit": limit,
             "share": limit / self.own["seconds"],
+            "share_then": self.share_then,
             "ratio": self.ratio,
             "contenders": self.found,
         }
@@ -177,7 +188,7 @@ def progress(line: Line) -> str:
 def table(lines: Sequence[Line], machine: Machine) -> str:
     """All workloads: graphc against the limit, then against the best peer in time, first call and memory."""
     rows = [
-        f"{'':12}{'step':>13}{'of limit':>10}{'first call':>12}{'memory':>11}   "
+        f"{'':12}{'step':>13}{'of limit':>10}{'then':>7}{'first call':>12}{'memory':>11}   "
         f"{'time: fastest peer':<32}{'first: quickest':<28}{'memory: leanest':<28}{'memory of torch':>15}"
     ]
     for line in lines:
@@ -185,7 +196,8 @@ def table(lines: Sequence[Line], machine: Machine) -> str:
         best = (_best(line.ratios(key)) for key in ("seconds", "first", "bytes"))
         torch = line.ratios("bytes").get("torch-eager")
         rows.append(
-            f"{line.workload.name:12}{line.own['seconds'] * 1e3:10.3f} ms{share:9.0%} {line.own['first']:10.2f} s"
+            f"{line.workload.name:12}{line.own['seconds'] * 1e3:10.3f} ms{share:9.0%} {line.share_then:7.0%}"
+            f"{line.own['first']:10.2f} s"
             f"{line.own.get('bytes', math.nan) / 1e6:8.1f} MB   "
             "{:<32}{:<28}{:<28}".format(*best)
             + (f"{torch:15.2f}" if torch else "")
@@ -225,7 +237,7 @@ def main() -> None:
     lines = []
     machine.probe()
     for workload in chosen:
-        lines.append(Line(workload, measure(workload, options)))
+        lines.append(Line(workload, measure(workload, options, machine)))
         print(progress(lines[-1]), flush=True)
         machine.probe()
     print(f"\n{table(lines, machine)}\n\nlimits: {machine}")
