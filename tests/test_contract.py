@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from graphc import ops
 from graphc.codegen import jit
 from graphc.ir.graph import Graph, Literal, Value, build
 from graphc.ir.types import DType, TensorType
-from graphc.loops import interpret, schedule
+from graphc.loops import interpret, schedule, tiling
 from graphc.loops.lower import lower
-from graphc.loops.roles import axes_of
+from graphc.loops.roles import assign, axes_of
 from graphc.loops.target import AVX2, TARGETS
 from graphc.loops.text import parse_function, print_function
 from graphc.loops.verify import verify
@@ -244,3 +245,52 @@ def test_empty_operands_give_zeros_with_their_epilogue(sizes: tuple[int, int, in
     a, b = value((m, k)), value((k, n))
     y = ops.exp(ops.contract(a, b, spec="mk,kn->mn"))
     check([a, b], [y, ops.reduce_sum(y, axes=(0,)), ops.reduce_sum(y, axes=(0, 1))])
+
+
+# Convolutions' shapes ----------------------------------------------------------------------------------------
+
+
+def windows_of(images: int, side: int, channels: int, size: int = 3) -> tuple[Value, Value]:
+    """Images [n,y,x,c] with a border of zeros, and their windows [n,y,x,j,i,c] at every place."""
+    x = value((images, side, side, channels))
+    margins = [0, size // 2, size // 2, 0]
+    padded = ops.pad(x, low=margins, high=margins, interior=[0] * 4, value=0.0)
+    return x, ops.transpose(
+        ops.windows(padded, axes=(1, 2), size=(size, size), stride=(1, 1), dilation=(1, 1)), perm=(0, 1, 2, 4, 5, 3)
+    )
+
+
+def test_a_filter_gradient_is_added_up_along_its_columns_and_then_turned() -> None:
+    """Its columns lie apart in the filters: written tile by tile, each element would be a store of its own."""
+    x, windows = windows_of(1, 4, 4)
+    cotangent, filters = value((1, 4, 4, 8)), value((8, 4, 3, 3))
+    gradient = ops.contract(windows, cotangent, spec="nyxjic,nyxo->ocji")
+    update = ops.sub(filters, ops.mul(gradient, splat(0.1, gradient.type.extents)))
+    check([x, cotangent, filters], [update], 3)
+    check([x, cotangent, filters], [update, gradient], 5)
+    function = lower(build("body", [x, cotangent, filters], [update]), "body", AVX2)
+    assert "transpose square" in print_function(function)
+
+
+def test_rows_of_a_tile_are_neighbours_although_there_are_more_images() -> None:
+    x, windows = windows_of(20, 8, 4)
+    body = build("body", [x, w := value((16, 4, 3, 3))], [ops.contract(windows, w, spec="nyxjic,ocji->nyxo")])
+    form = classify(body)
+    assert isinstance(form, Contract)
+    rows = assign(axes_of(body, form), 3).rows
+    assert rows is not None and rows.axes == (2,)
+
+
+def test_a_panel_larger_than_the_cache_is_cut_across_and_shared_by_all_images() -> None:
+    x, windows = windows_of(4, 6, 16)
+    body = build("body", [x, w := value((64, 16, 3, 3))], [ops.contract(windows, w, spec="nyxjic,ocji->nyxo")])
+    form = classify(body)
+    assert isinstance(form, Contract)
+    chosen = tiling.choose(body, form, replace(AVX2, l1=1024, l2=16 * 1024))
+    assert chosen.across == 1 and chosen.strip > 6 // chosen.rows
+    function = lower(body, "body", AVX2, chosen)
+    verify(function)
+    feeds = [feed(v) for v in (x, w)]
+    (found,), _ = native(function, feeds)
+    (wanted,), _ = evaluate(body, feeds)
+    np.testing.assert_allclose(found.reshape(wanted.shape), wanted, rtol=1e-5, atol=1e-4)

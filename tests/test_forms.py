@@ -142,3 +142,11 @@ def test_a_column_value_is_not_written_over_what_one_of_another_shape_reads() ->
     flat, lying = ops.mul(weight, total), ops.broadcast(ops.mul(weight, total), shape=(1, 8), axes=(1,))
     assert aliases([x, weight], [changed, flat])[1][0]
     assert not aliases([x, weight], [changed, lying])[1][0]
+
+
+def test_a_column_value_is_not_written_over_what_a_turned_one_reads() -> None:
+    """Found in review: both are finished in one loop, which reads one at [j,i] after the other was written there."""
+    x, weight = value(64, 8, 8), value(8, 8)
+    total = ops.reduce_sum(x, axes=(0,))
+    changed, turned = ops.sub(weight, total), ops.transpose(ops.mul(weight, total), perm=(1, 0))
+    assert not aliases([x, weight], [changed, turned])[1][0]

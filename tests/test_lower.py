@@ -291,6 +291,13 @@ def test_an_accumulation_with_several_blocks_has_partial_results() -> None:
     assert partial.shape == (parallel_blocks(function) * 256,) and parallel_blocks(function) > 1
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_sum_over_values_of_rows_beside_sums_over_rows(axis: int) -> None:
+    """Found in review: walked in the order of memory, it was added up once for each point."""
+    x, v = value((5, 6)), value((1, 6) if axis == 0 else (5, 1))
+    check(Rows, [x, v], [ops.reduce_sum(x, axes=(axis,)), ops.reduce_sum(ops.mul(v, v), axes=(0, 1))], ROWS)
+
+
 def test_every_phase_of_few_columns_is_shared_out() -> None:
     """Batch norm over 16 channels: a vector of columns alone would be work for one thread."""
     x = value((4096, 16))

@@ -27,11 +27,10 @@ from graphc.loops.sweep import (
     groups,
     phase_by_phase,
     plan_sweep,
-    read_along_rows,
     sweep_function,
 )
 from graphc.loops.totals import Partial, combine, fill, identity_of
-from graphc.passes.forms import Rows, levels
+from graphc.passes.forms import Rows
 
 # Emits a tile: its first column, its width, the block of rows, their first one, how many.
 Tile = Callable[[Index, int, Index, Index, int], None]
@@ -63,7 +62,6 @@ class _Lowering:
         wanted = schedule.blocks // max(1, size(self.outer) * self.tiles)
         self.lead, self.rest = leading(self.rows, wanted)
         self.length = block_length(size(self.lead), wanted)
-        self.levels = levels(sweep.body, sweep.form)
         self.slot = ZERO
         self.scratch: list[Buffer] = []
 
@@ -72,9 +70,9 @@ class _Lowering:
         if self.length == size(self.lead):
             self.everywhere(self.columns)
             return
-        self.scratch = phase_by_phase(self.point, self.sweep, self.results, self.lanes, self.add_up)
+        self.scratch = phase_by_phase(self.point, self.sweep, self.results, self.lanes, self.in_blocks)
 
-    def add_up(self, phase: Phase) -> list[Partial]:
+    def in_blocks(self, phase: Phase) -> list[Partial]:
         """A phase, block by block; returns the totals of all blocks."""
         count = -(-size(self.lead) // self.length)
         partials = [Partial.of(self.point.name("part"), node, count) for node in phase.totals]
@@ -93,10 +91,8 @@ class _Lowering:
         self.point.barriers.clear()
         for phase in self.sweep.phases:
             self.phase(phase, start, width, first, length)
-            ready = {self.levels[node.output] for node in phase.totals}
-            for value in read_along_rows(self.sweep):
-                if self.levels[value] in ready:
-                    self.keep(value, start, width)
+            for value in phase.known:
+                self.keep(value, start, width)
         self.across(start, width, lambda: self.store(self.sweep.row_outputs))
 
     def everywhere(self, emit: Tile) -> None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from graphc.ir.index import ZERO, Div, Index, Mod, Var, unflatten, var
 from graphc.loops.ir import LoopKind
@@ -94,17 +95,22 @@ def leading(groups: Sequence[Group], wanted: int) -> tuple[Sequence[Group], Sequ
     return groups[:count], groups[count:]
 
 
-Span = tuple[Group, Index, int]  # a part of a group: where it starts, and its length
+class Span(NamedTuple):
+    """A part of a group: where it starts, and its length."""
+
+    group: Group
+    start: Index
+    length: int
 
 
 def spans_of(groups: Iterable[Group]) -> list[Span]:
     """Those groups from end to end."""
-    return [(group, ZERO, group.extent) for group in groups]
+    return [Span(group, ZERO, group.extent) for group in groups]
 
 
 def part_of(groups: Iterable[Group], cut: Group, start: Index, length: int) -> list[Span]:
     """Those groups: one of them from `start` on, the others from end to end."""
-    return [(group, start, length) if group is cut else (group, ZERO, group.extent) for group in groups]
+    return [Span(group, start, length) if group is cut else Span(group, ZERO, group.extent) for group in groups]
 
 
 @contextmanager

@@ -7,8 +7,9 @@ vectors to run along, and the others follow from it:
     along a summed letter          every element is a dot product; the panel's own longest letter is the columns
     along none                     scalars
 
-A letter that the panel lacks gives the *rows*: a tile reuses each panel vector for several of them. Where all of them
-are short (the places of a filter), several are the rows together, as many as one tile can hold. Other letters
+A letter that the panel lacks gives the *rows*, the nearest in memory of those that are long enough: a tile reuses each
+panel vector for several of them. Where all are short (the places of a filter), several are the rows together, as many
+as one tile can hold. Other letters
 of the result are the *batch*, looped over outside; the summed ones are the *depth*.
 
 Invariants:

@@ -68,9 +68,14 @@ def without_phases(body: Graph, form: Rows) -> Rows:
 
 
 def _walks_in_order(body: Graph, form: Rows, schedule: RowsSchedule) -> bool:
-    """Whether to sweep memory in order and sort sums out by target: for few rows, or rows across memory."""
-    rows = math.prod(form.space[axis] for axis in form.kept)
-    return is_single_phase(body, form) and (rows < min(FEW_ROWS, schedule.blocks) or lies_across(form))
+    """Whether to sweep memory in order and sort sums out by target: for few rows, or rows across memory.
+
+    Not where a sum is over values of rows, which come once for each row and not for each point.
+    """
+    rows, points = math.prod(form.space[axis] for axis in form.kept), math.prod(form.space)
+    is_of_points = all(math.prod(node.inputs[0].type.extents) == points for node in form.accumulations)
+    is_better = rows < min(FEW_ROWS, schedule.blocks) or lies_across(form)
+    return is_single_phase(body, form) and is_of_points and is_better
 
 
 class _Lowering:
@@ -106,9 +111,8 @@ class _Lowering:
                 point.where(spread(lead, sweep.variables, row if cut else first + row)),
                 walk(point, spans_of(rest), sweep.variables),
             ):
-                self.row(
-                    number, [(group, first, length) for group in self.inner] if cut else spans_of(self.inner), results
-                )
+                spans = [Span(group, first, length) for group in self.inner] if cut else spans_of(self.inner)
+                self.row(number, spans, results)
 
         shared(point, count, length, block)
         partials = tuple(self.partials.values())
@@ -123,7 +127,7 @@ class _Lowering:
         return is_few and has_phases and self.sweep.row_extent > max(1, self.schedule.buffer)
 
     def in_blocks(self, phase: Phase, results: Results) -> list[Partial]:
-        """A phase of rows that are cut into blocks along their longest group; returns the totals of all blocks."""
+        """A phase of rows that are cut along their longest group; returns the totals of all blocks."""
         cut = max(self.inner, key=lambda group: group.extent)
         step = self.lanes * self.unroll if cut is self.inner[-1] else 1
         length = block_length(cut.extent, self.schedule.blocks, step)
@@ -158,7 +162,7 @@ class _Lowering:
     def phase(self, phase: Phase, block: Index, spans: Sequence[Span], results: Results) -> dict[Node, Expr]:
         """One pass over a row or a part of it; returns its totals."""
         point, sweep = self.point, self.sweep
-        extent = spans[-1][2] if spans else 1
+        extent = spans[-1].length if spans else 1
         totals = {
             node: Total.open(point, combine(node), identity_of(node), extent, self.lanes, self.unroll)
             for node in phase.totals

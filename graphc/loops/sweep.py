@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.index import ZERO, Index, Var, flatten
@@ -43,12 +43,14 @@ def sweep_function(
 
 @dataclass(frozen=True, eq=False)
 class Phase:
-    """One pass over a row: what to total, what to store, what to add up by columns, what to keep for later passes."""
+    """One pass over a row: what to total, what to store, what to add up by columns, what to keep for later passes; and
+    what is then known of the row that these read along it."""
 
     totals: tuple[Node, ...]
     outputs: tuple[Value, ...]
     columns: tuple[Node, ...]
     keep: tuple[Value, ...]
+    known: tuple[Value, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +119,7 @@ def plan_sweep(body: Graph, form: Rows, axes: tuple[int, ...], buffer: int) -> S
     totals = [*form.reductions, *(node for node in sums if not by_column(node))]
     columns = [node for node in sums if by_column(node)]
     last = max((level[v] for v in (*outputs, *(node.inputs[0] for node in (*totals, *columns)))), default=0)
+    along_rows = _read_along_rows(body, form)
     phases: list[Phase] = []
     for number in range(last + 1):
         phases.append(
@@ -125,6 +128,7 @@ def plan_sweep(body: Graph, form: Rows, axes: tuple[int, ...], buffer: int) -> S
                 tuple(value for value in outputs if level[value] == number),
                 tuple(node for node in columns if level[node.inputs[0]] == number),
                 (),
+                tuple(value for value in along_rows if level[value] == number + 1),
             )
         )
     phases = [phase for phase in phases if phase.totals or phase.outputs or phase.columns]
@@ -158,30 +162,28 @@ def phase_by_phase(
     A row's totals, and what later phases read of them, go to scratch. Returns all scratch.
     """
     scratch: list[Buffer] = []
-    level = levels(sweep.body, sweep.form)
+
+    def store(values: Sequence[Value]) -> None:
+        found = {v: Buffer(point.name("row"), v.dtype, (math.prod(v.type.extents),), Space.SCRATCH) for v in values}
+        fill_finals(point, sweep.body, values, found, lanes)
+        point.barriers |= {value: _stored(value, buffer) for value, buffer in found.items()}
+        scratch.extend(found.values())
+
     for phase in sweep.phases:
         partials = run(phase)
         scratch += [total.buffer for total in partials]
         point.barriers |= {total.node.output: total.result for total in partials}
-        if phase is sweep.phases[-1]:
-            break
-        known = [node.output for node in phase.totals]
-        ready = {level[value] for value in known}
-        known += [value for value in read_along_rows(sweep) if level[value] in ready]
-        found = {v: Buffer(point.name("row"), v.dtype, (math.prod(v.type.extents),), Space.SCRATCH) for v in known}
-        fill_finals(point, sweep.body, known, found, lanes)
-        point.barriers |= {value: _stored(value, buffer) for value, buffer in found.items()}
-        scratch += found.values()
+        store([total.node.output for total in partials])
+        store(phase.known)
     fill_finals(point, sweep.body, sweep.row_outputs, results, lanes)
     return scratch
 
 
-def read_along_rows(sweep: Sweep) -> list[Value]:
+def _read_along_rows(body: Graph, form: Rows) -> list[Value]:
     """Values of rows, computed from reductions, that row elements read."""
-    form = sweep.form
     found = [
         node.inputs[0]
-        for node in sweep.body.nodes
+        for node in body.nodes
         if isinstance(node.op.kind, Movement) and form.space == node.output.type.extents
     ]
     return [
@@ -238,7 +240,7 @@ def _with_kept(form: Rows, phases: list[Phase]) -> list[Phase]:
                 if value in edge and value not in kept and _work(form, value, stops | kept) >= WORTH_KEEPING:
                     keep[earlier].append(value)
                     kept.add(value)
-    return [Phase(p.totals, p.outputs, p.columns, tuple(k)) for p, k in zip(phases, keep, strict=True)]
+    return [replace(phase, keep=tuple(k)) for phase, k in zip(phases, keep, strict=True)]
 
 
 def _cone(roots: Iterable[Value], stops: set[Value]) -> dict[Value, list[Value | None]]:

@@ -181,9 +181,9 @@ class Multiplier:
             point.store(sums, place, self.multiply_add(left, right, point.load(sums, place)), self.location)
 
         def inner(spans: Sequence[Span]) -> None:
-            *outer, (_, start, length) = spans
+            *outer, along = spans
             with walk(point, outer, self.roles.variables):
-                self._run(start, length, element)
+                self._run(along.start, along.length, element)
 
         self._pieces(factors.pieces, piece, inner)
         self._fold(sums, acc, tile)

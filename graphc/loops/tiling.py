@@ -35,7 +35,7 @@ FROM_L1, FROM_L2, FROM_L3 = 0.5, 1.25, 2.3  # cycles for a vector from a level o
 SEEN = 0.25  # of what loads take beyond the first level, behind other work
 STREAM_COST = 0.2  # of that, for several streams: of one, more is fetched ahead
 COPY, COPY_ACROSS, GATHER_NEAR, GATHER, SCATTER = 0.3, 0.5, 1.5, 3.0, 5.0  # cycles for an element
-LINE, LINE_COST = 64, 0.5  # bytes of a cache line, and cycles to come to another of them
+CACHE_LINE, LINE_COST = 64, 0.5  # bytes of a cache line, and cycles to come to another of them
 DOT_LOAD = 0.225  # cycles that a vector of an operand adds to those of its products
 ROW_COST = 6  # cycles to put down a row of dot products
 FOLD = 3  # cycles for the lanes of one dot product
@@ -105,7 +105,7 @@ def _aliased(stride: int) -> bool:
 def _tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[Cost]:
     """(cycles for one point of the batch, vectors, rows, 1) of the best tiles."""
     room = target.registers * 3 // 4
-    walk = _page_walks(roles, roles.left, itemsize)
+    walk, lines = _page_walks(roles, roles.left, itemsize), LINE_COST * _lines(roles, itemsize)
     widest = MOST_SHARED if roles.height >= FEWEST_ROWS and roles.deep > PIECE // 4 else MOST_VECTORS
     found = []
     for vectors in range(1, min(widest, room, -(-roles.width // lanes)) + 1):
@@ -116,8 +116,7 @@ def _tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[Cost
         whole = roles.rows is not None and roles.rows.parts and roles.height <= min(room // vectors, beside)
         for rows in (roles.height,) if whole else range(1, most + 1):  # of a product at constant places: any number
             far = min(roles.deep, PIECE) * vectors * lanes * itemsize > target.l1 // 2
-            lines = LINE_COST * rows * _lines(roles, itemsize)
-            found.append((_strips(roles, lanes, vectors, rows, walk + lines, far), vectors, rows, 1))
+            found.append((_strips(roles, lanes, vectors, rows, walk + rows * lines, far), vectors, rows, 1))
     return sorted(found)[:CANDIDATES]
 
 
@@ -134,10 +133,10 @@ def _page_walks(roles: Roles, operand: Operand, itemsize: int) -> float:
 
 def _lines(roles: Roles, itemsize: int) -> float:
     """Lines of the left operand that a term of the sum comes to in each row, beyond those of rows dense along it."""
-    if not roles.depth or abs(roles.left.stride(roles.rows)) * itemsize < LINE:
+    if not roles.depth or abs(roles.left.stride(roles.rows)) * itemsize < CACHE_LINE:
         return 0.0
     pitch = min(abs(roles.left.stride(group)) for group in roles.depth) * itemsize
-    return max(0.0, min(1.0, pitch / LINE) - itemsize / LINE)
+    return max(0.0, min(1.0, pitch / CACHE_LINE) - itemsize / CACHE_LINE)
 
 
 def _strips(roles: Roles, lanes: int, vectors: int, rows: int, walk: float, far: bool) -> float:
@@ -263,7 +262,7 @@ def _traffic(axes: Axes, roles: Roles, pack: int, broad: int, itemsize: int) -> 
     across = any(roles.panel.stride(group) == 1 for group in roles.depth)
     if pack:
         copy = COPY + FROM_MEMORY * _page_walks(roles, roles.panel, itemsize) / broad
-        gather = GATHER_NEAR if pack == PACK_FIRST and abs(stride) * itemsize <= LINE else GATHER
+        gather = GATHER_NEAR if pack == PACK_FIRST and abs(stride) * itemsize <= CACHE_LINE else GATHER
         return cost + held * (copy if dense else COPY_ACROSS if across else gather)
     return cost + GATHER * roles.copies * roles.deep * roles.width * (not dense)
 

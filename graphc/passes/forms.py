@@ -346,9 +346,11 @@ def may_alias(node: Node, operand: int, output: int) -> bool:
         level = levels(body, form)
         if any(level[value] > level[result] and _reached([value], source, barriers) for value in (*sweep, *inner)):
             return False
-        others = [v for v in sweep if _covers(form, v, form.kept) and v.type.extents != result.type.extents]
-        if _covers(form, result, form.kept) and _reached(others, source, barriers):
-            return False  # values of columns may be finished by `fill_finals`, shape after shape
+        places = {v: (_place_index(form, v), v.type.extents) for v in sweep if _covers(form, v, form.kept)}
+        rows = list(places)
+        others = [value for value in rows if places[value] != places.get(result)]
+        if result in rows and _reached(others, source, barriers):
+            return False  # values of rows may be finished by `fill_finals`, in its order, shape after shape
         sweep = [*sweep, *inner]
     if not _covers(form, result, range(len(form.space))) and not (
         isinstance(form, Rows) and _covers(form, result, form.kept)
