@@ -20,15 +20,7 @@ from graphc.loops.ir import Buffer, Function, Load, LoopKind
 from graphc.loops.nest import block_length, leading, shared, size, spans_of, spread, vectors, walk
 from graphc.loops.point import Barrier, Point, location
 from graphc.loops.schedule import ColumnsSchedule, cost, in_flight
-from graphc.loops.sweep import (
-    Phase,
-    Results,
-    Sweep,
-    groups,
-    phase_by_phase,
-    plan_sweep,
-    sweep_function,
-)
+from graphc.loops.sweep import Phase, Results, Sweep, groups, phase_by_phase, plan_sweep, sweep_function
 from graphc.loops.totals import Partial, combine, fill, identity_of
 from graphc.passes.forms import Rows
 

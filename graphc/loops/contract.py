@@ -20,26 +20,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial
 from math import prod
 
-from graphc import ops
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.index import ZERO, Condition, Index, flatten, unflatten
-from graphc.ir.types import TensorType
+from graphc.loops.apart import lies_apart, turn
 from graphc.loops.ir import Buffer, Expr, Function, Load, LoopKind, Space
-from graphc.loops.maps import fill_space
 from graphc.loops.nest import Group, blocks, collapse, identity, leading, size, spans_of, spread, walk
 from graphc.loops.pack import Prepare, block_panels, computed, in_place, panels
 from graphc.loops.point import Point, always, location, parameters
 from graphc.loops.roles import Operand, Roles, assign, axes_of, place_in
-from graphc.loops.schedule import PACK_EACH, PACK_FIRST, PACK_NEVER, ContractSchedule, MapSchedule, cost, share
+from graphc.loops.schedule import PACK_EACH, PACK_FIRST, PACK_NEVER, ContractSchedule
 from graphc.loops.sums import TileSums
 from graphc.loops.sweep import fill_finals
 from graphc.loops.tile import Factors, Multiplier, Tile
 from graphc.loops.totals import Partial, identity_of
 from graphc.passes.forms import Contract
-from graphc.passes.kernels import clone
 
 Operands = Callable[[Index, Index], tuple[Factors, Prepare | None]]  # of a block: see `factors`
 Fill = Callable[[Buffer, Tile, Index], None]  # sums of a tile in a step
@@ -125,12 +122,12 @@ class _Kernel:
     def something(self, results: Mapping[Value, Buffer]) -> None:
         """Operands, then tiles; with several parts of the depth first their sums, then the tiles."""
         parts, steps = self.parts
-        is_turned = self.is_turned()
-        if parts > 1 or is_turned:
+        turns = lies_apart(self.body, self.form, self.roles)
+        if parts > 1 or turns:
             slabs = self.new("slabs", parts * prod(self.form.space))
             self.slabs(slabs)
-            if is_turned:
-                self.turn(slabs, results)
+            if turns:
+                turn(self.point, self.body, self.form, self.order, slabs, results, self.schedule.lanes)
             else:
                 self.tiles(results, lambda _: (lambda acc, tile, _: self.collect(acc, tile, slabs), None))
             return
@@ -277,7 +274,11 @@ class _Kernel:
     def sweep(
         self, plan: Grid, block: Index, body: Callable[[Tile], None], prepare: Prepare | None, piece: Index
     ) -> None:
-        """`body` for each tile of a block: strips of columns, and down each a few tiles of rows before the next."""
+        """`body` for each tile of a block: strips of columns, and down each a few tiles of rows before the next.
+
+        For each point of the batch; or for each strip, where the points share the panel and its strips are more than
+        the cache holds: then down each strip the tiles of several points.
+        """
         roles, point, high, broad = self.roles, self.point, self.high, self.broad
         part, row_part, col_part = unflatten(block, plan.parts)
         length, down, along = plan.lengths
@@ -318,18 +319,15 @@ class _Kernel:
             ):
                 yield
 
-        together = _divisor(length, self.schedule.strip // (plan.tiles * size(plan.rest)))
+        if prepare is None and self.schedule.strip > plan.tiles and roles.is_panel_shared:
+            together = _divisor(length, self.schedule.strip // (plan.tiles * size(plan.rest)))
 
-        def strips(first: Index) -> Callable[[Index, int], None]:
-            def emit(col: Index, width: int) -> None:
-                with points(first, together):
+            def over(chunk: Index, col: Index, width: int) -> None:
+                with points(chunk, together):
                     strip(col, width)
 
-            return emit
-
-        if prepare is None and self.schedule.strip > plan.tiles and roles.is_panel_shared:
             with point.loop("m", length // together) as chunk:
-                across(strips(chunk))
+                across(partial(over, chunk))
             return
         with points(ZERO, length):
             if prepare is not None:
@@ -398,30 +396,6 @@ class _Kernel:
 
         with self.point.loop("s", self.parts[0] - 1) as part:
             self.multiplier.each(tile, add)
-
-    def is_turned(self) -> bool:
-        """Whether results lie apart along the columns, and all there is to do is pointwise."""
-        space, cols = self.form.space, self.roles.cols
-        here = identity(space)
-        is_apart = cols is not None and not self.roles.dots and self.roles.result.coefficient(cols.variable) != 1
-        is_pointwise = all(v.type.extents == space and place_in(self.form, v) == here for v in self.body.outputs)
-        return is_apart and is_pointwise and not self.form.accumulations
-
-    def turn(self, slabs: Buffer, results: Mapping[Value, Buffer]) -> None:
-        """The epilogue as a map of the sums, which it reads in squares; sums of several parts are added up before."""
-        point, parts, space = self.point, self.parts[0], self.form.space
-        schedule = MapSchedule(self.schedule.lanes, 2, share(prod(space) * cost(self.body)))
-        all_parts = Value(TensorType(self.result.dtype, slabs.shape))
-        sums = Value(TensorType(self.result.dtype, tuple(space[axis] for axis in self.order)))
-        point.buffers = {**point.buffers, all_parts: slabs, sums: slabs}
-        if parts > 1:
-            ends = [(n * prod(space), (n + 1) * prod(space)) for n in range(parts)]
-            terms = [ops.slice(all_parts, start=[start], stop=[stop], step=[1]) for start, stop in ends]
-            with point.section():
-                fill_space(point, (prod(space),), [(slabs, reduce(ops.add, terms))], schedule)
-        new = {self.result: ops.transpose(sums, perm=[self.order.index(axis) for axis in range(len(space))])}
-        clone(self.form.epilogue, new)
-        fill_space(point, space, [(results[value], new[value]) for value in self.body.outputs], schedule)
 
     def epilogue(self, acc: Buffer, tile: Tile, block: Index, results: Mapping[Value, Buffer]) -> None:
         """What is stored and added up for each element of a tile."""

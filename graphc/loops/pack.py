@@ -177,7 +177,7 @@ def _copy(
 
 def _is_turned(operand: Operand, cols: Group, spans: Sequence[Span]) -> bool:
     """Whether it is dense along the depth that is walked and not along the columns."""
-    return operand.stride(cols) != 1 and bool(spans) and operand.stride(spans[-1][0]) == 1
+    return operand.stride(cols) != 1 and bool(spans) and operand.stride(spans[-1].group) == 1
 
 
 def _transposed(
