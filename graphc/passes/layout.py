@@ -144,15 +144,20 @@ def _handed_on(node: Node, given: Sequence[Laid]) -> Order | None:
 # What works in any order ---------------------------------------------------------------------------------------
 
 
-def _elementwise(node: Node, given: Sequence[Laid]) -> Laid | None:
-    """In the order other than the plain one in which most bytes lie already: what is plain here is plain by default."""
+def _elementwise(node: Node, given: Sequence[Laid]) -> Laid:
+    order, operands = _together(given)
+    return Laid(make_node(node.op, operands, node.attrs, node.location).output, order)
+
+
+def _together(given: Sequence[Laid]) -> tuple[Order, list[Value]]:
+    """All operands in the order other than the plain one in which most bytes lie already: what is plain here is plain
+    by default."""
     weights: dict[Order, int] = {}
     for operand in given:
         if not operand.is_plain:
             weights[operand.order] = weights.get(operand.order, 0) + operand.stored.type.nbytes
     order = max(weights, key=lambda key: weights[key])
-    operands = [_brought(operand, order) for operand in given]
-    return Laid(make_node(node.op, operands, node.attrs, node.location).output, order)
+    return order, [_brought(operand, order) for operand in given]
 
 
 def _is_free(value: Value) -> bool:
@@ -245,44 +250,41 @@ def _windows(node: Node, given: Sequence[Laid]) -> Laid | None:
 
 
 def _reshape(node: Node, given: Sequence[Laid]) -> Laid | None:
-    """Where each axis is split, or axes are joined that also lie side by side."""
+    """Where each axis is split, or axes are joined that also lie side by side; axes of one element lie anywhere."""
     (x,) = given
-    groups = _groups(node.inputs[0].type.extents, node.output.type.extents)
-    by_first = {before[0]: (before, after) for before, after in groups if before}
-    if any(not before or not after for before, after in groups):
+    before, after = node.inputs[0].type.extents, node.output.type.extents
+    if 0 in before:
         return None
-    order: list[int] = []
-    position = 0
-    while position < len(x.order):
-        if x.order[position] not in by_first:
-            return None
-        before, after = by_first[x.order[position]]
-        if x.order[position : position + len(before)] != tuple(before):
-            return None
-        order += after
-        position += len(before)
+    groups = {first[0]: (first, second) for first, second in _groups(before, after)}
+    found = [groups[axis] for axis in x.order if axis in groups]
+    wanted = [axis for first, _ in found for axis in first]
+    if wanted != [axis for axis in x.order if before[axis] != 1]:
+        return None
+    order = [axis for _, second in found for axis in second]
+    for axis, extent in enumerate(after):
+        if extent == 1:
+            order.insert(order.index(axis - 1) + 1 if axis else 0, axis)
     return Laid(ops.reshape(x.stored, shape=[node.output.shape[axis] for axis in order]), tuple(order))
 
 
 def _groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Axes before and after a reshape that hold the same elements, in the smallest groups."""
+    """Axes before and after a reshape that hold the same elements, in the smallest groups; none of one element."""
     found: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(before) or j < len(after):
-        first: list[int] = []
-        second: list[int] = []
-        a = b = 1
-        while True:
-            if i < len(before) and (a <= b or j == len(after)):
-                a, first, i = a * before[i], [*first, i], i + 1
-            elif j < len(after):
-                b, second, j = b * after[j], [*second, j], j + 1
-            if a == b and first and second:
-                break
-            if i == len(before) and j == len(after):
-                break
+    left, right = ([axis for axis, extent in enumerate(extents) if extent != 1] for extents in (before, after))
+    while left:
+        first, second = [left.pop(0)], [right.pop(0)]
+        while (a := prod(before[axis] for axis in first)) != (b := prod(after[axis] for axis in second)):
+            if a < b:
+                first.append(left.pop(0))
+            else:
+                second.append(right.pop(0))
         found.append((first, second))
     return found
+
+
+def _concat(node: Node, given: Sequence[Laid]) -> Laid:
+    order, operands = _together(given)
+    return Laid(ops.concat(*operands, axis=order.index(node.attrs["axis"])), order)
 
 
 def _same(node: Node, given: Sequence[Laid]) -> Laid:
@@ -298,6 +300,7 @@ _RULES: dict[str, Callable[[Node, Sequence[Laid]], Laid | None]] = {
     "windows": _windows,
     "unwindows": _windows,
     "reshape": _reshape,
+    "concat": _concat,
     "stop_gradient": _same,
     **dict.fromkeys(("reduce_sum", "reduce_prod", "reduce_max", "reduce_first_max", "reduce_min"), _reduce),
     **dict.fromkeys(("reduce_all", "reduce_any"), _reduce),
