@@ -37,6 +37,7 @@ from graphc.passes.units import RECOMPUTE_COST, Cone, Unit, cheap_nodes, cost, i
 PROLOGUE_COST = 4  # of stored work on a contraction's operands, which is repeated by every tile that packs them
 GROUP_LIMIT = 96  # units in one kernel; bounds the cost of classifying the joins
 LAUNCH_BYTES = 256  # memory traffic that takes about as long as starting one more kernel
+OPERATIONS = 2  # that take no longer than storing or loading a byte
 
 # When a producer of one form is joined with a consumer of another: 0 before siblings, then 1, then 2.
 _STAGES: dict[tuple[type[Form], type[Form]], int] = {
@@ -305,7 +306,7 @@ class _Fusion:
         cut = cheapest_cut(weights, {value: unit.reads for value, unit in light.items()}, wanted)
         between = self._between(wanted, cut, light)
         saved = sum(weights[v] for v in wanted if v not in cut) - sum(weights[v] for v in cut if v not in wanted)
-        if between and sum(work(unit) * size(value) for value, unit in between.items()) <= saved:
+        if between and sum(work(unit) * size(value) for value, unit in between.items()) <= OPERATIONS * saved:
             self._recompute(group, between, [value for value in wanted if value in between])
 
     def _between(self, wanted: Iterable[Value], cut: set[Value], light: Mapping[Value, Unit]) -> dict[Value, Unit]:

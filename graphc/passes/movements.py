@@ -24,6 +24,7 @@ from graphc.passes.convolution import (
 from graphc.passes.fold import number_of
 from graphc.passes.rewrite import made_by
 from graphc.passes.softmax import exp_over_sum, gradient_of_softmax, log_of_sum_of_exp
+from graphc.passes.sums import reduce_nothing, sum_after_sum, sum_of_deviations, sum_of_negated, sum_of_sum
 
 Simplification = Callable[[Node], Value | None]
 
@@ -170,29 +171,6 @@ def sum_of_pads(node: Node) -> Value | None:
     return ops.concat(*(part.inputs[0] for part in parts), axis=axis) if place == node.output.shape[axis] else None
 
 
-def sum_of_sum(node: Node) -> Value | None:
-    """sum(sum(x)) = sum over both sets of axes"""
-    inner = made_by(node.inputs[0], "reduce_sum")
-    if inner is None or not node.output.dtype.is_float:
-        return None
-    (x,) = inner.inputs
-    kept = [a for a in range(x.type.rank) if a not in inner.attrs["axes"]]
-    axes = sorted([*inner.attrs["axes"], *(kept[a] for a in node.attrs["axes"])])
-    return ops.reduce_sum(x, axes=axes)
-
-
-def sum_of_negated(node: Node) -> Value | None:
-    """sum(-x) = -sum(x)"""
-    inner = made_by(node.inputs[0], "neg")
-    return ops.neg(ops.reduce_sum(inner.inputs[0], axes=node.attrs["axes"])) if inner else None
-
-
-def reduce_nothing(node: Node) -> Value | None:
-    """a reduction over axes of extent 1 is a reshape"""
-    (x,), axes = node.inputs, node.attrs["axes"]
-    return ops.reshape(x, shape=node.output.shape) if all(x.shape[a] == 1 for a in axes) else None
-
-
 UNSHARED: dict[str, Simplification] = {  # only where nobody else reads the operand
     "transpose": transpose_of_contract,
     "slice": slice_of_contract,
@@ -208,7 +186,7 @@ SIMPLIFICATIONS: dict[str, tuple[Simplification, ...]] = {
     "broadcast": (same, broadcast_twice, broadcast_of_ones),
     "contract": (contract_of_transpose,),
     "add": (sum_of_pads,),
-    "reduce_sum": (sum_of_unwindows, reduce_nothing, sum_of_negated, sum_of_sum),
+    "reduce_sum": (sum_of_unwindows, reduce_nothing, sum_of_negated, sum_of_sum, sum_of_deviations, sum_after_sum),
     "reduce_max": (reduce_nothing,),
     "reduce_min": (reduce_nothing,),
     "log": (log_of_sum_of_exp,),
