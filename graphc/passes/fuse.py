@@ -10,7 +10,8 @@ How groups form:
  3. Groups that read the same large value over one space are joined.
  4. Contractions are joined with the sums of their results, and last with stored work on their operands. These wait
     because a reduction belongs first to the row that it normalises, and elementwise work to the kernel that produces
-    its operands, which runs it once.
+    its operands, which runs it once. A sum across memory (a batch norm's mean) is another matter: whoever normalises
+    would walk all of it once more, so it is joined with the contraction before all others.
  5. What a kernel stores for others is reduced to the least number of bytes from which they can compute, with a few
     operations, what they read (`_store_less`): the input and the mean instead of the normalised values, say.
 
@@ -39,7 +40,8 @@ GROUP_LIMIT = 96  # units in one kernel; bounds the cost of classifying the join
 LAUNCH_BYTES = 256  # memory traffic that takes about as long as starting one more kernel
 OPERATIONS = 2  # that take no longer than storing or loading a byte
 
-# When a producer of one form is joined with a consumer of another: 0 before siblings, then 1, then 2.
+# When a producer of one form is joined with a consumer of another: 0 before siblings, then 1, then 2; SOON before all.
+SOON = -1
 _STAGES: dict[tuple[type[Form], type[Form]], int] = {
     (Map, Map): 0,
     (Map, Rows): 0,
@@ -155,9 +157,18 @@ class _Fusion:
         if stage is None or sum(sizes) > GROUP_LIMIT:
             return
         saved = self._saved(first, second)
-        if isinstance(producer, Contract) and not self._is_stored(second) and not self._vanishes(first, second):
+        if isinstance(producer, Contract) and self._is_sum_across(first, second):
+            stage = SOON
+        elif isinstance(producer, Contract) and not self._is_stored(second) and not self._vanishes(first, second):
             saved //= 4  # the result is stored all the same, and the consumer may vanish into its own consumers
         heapq.heappush(self.queue, (stage, -saved, first, second, *sizes))
+
+    def _is_sum_across(self, first: int, second: int) -> bool:
+        """Whether the second group is a sum, across memory, of what the first one makes."""
+        members, form = self.groups.members[second], self.forms[second]
+        node = self.units[members[0]].node
+        alone = len(members) == 1 and node.op.name == "reduce_sum" and node.inputs[0] in self.traffic[first].made
+        return alone and isinstance(form, Rows) and lies_across(form)
 
     def _is_stored(self, group: int) -> bool:
         """Whether a result of a group is stored however the groups are joined along edges."""
