@@ -49,6 +49,13 @@ def _cnn(x: gx.Tensor, label: gx.Tensor) -> gx.Tensor:
     return _loss(net(x.reshape(x.shape[0], 1, 3, 4)), label[:, 0])
 
 
+def _pooled(x: gx.Tensor, label: gx.Tensor) -> gx.Tensor:
+    """A convolution behind pooling, whose gradient goes to the place of each maximum."""
+    before, behind = nn.Conv2d(1, 8, 2, 1, 1), nn.Conv2d(8, 8, 2, 1, 1)
+    net = nn.Sequential(before, nn.ReLU(), nn.MaxPool2d(2), behind, nn.ReLU(), nn.Flatten(), nn.Linear(72, 5))
+    return _loss(net(x.reshape(x.shape[0], 1, 3, 4)), label[:, 0])
+
+
 def _tagger(x: gx.Tensor, label: gx.Tensor) -> gx.Tensor:
     """Embedded tokens, attention over 3 places, a tag for each."""
     places, head = nn.Embedding(3, 8), nn.Linear(8, 5)
@@ -66,6 +73,7 @@ def _recurrent(x: gx.Tensor, label: gx.Tensor) -> gx.Tensor:
 NETWORKS: dict[str, Callable[[gx.Tensor, gx.Tensor], gx.Tensor]] = {
     "mlp": _mlp,
     "cnn": _cnn,
+    "pooled": _pooled,
     "tagger": _tagger,
     "recurrent": _recurrent,
 }
@@ -138,6 +146,27 @@ def test_what_is_read_outside_is_whole_again() -> None:
     assert _loops(f.compilation().stages["tile_batch"])
     np.testing.assert_allclose(turned, (array @ w.value.node.attrs["value"].array).T, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(total, turned.sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_of_convolutions_stay_inside_behind_pooling_too() -> None:
+    (step := _step("pooled"))(*_feeds())
+    outside = step.compilation().stages["tile_batch"].nodes
+    assert not [node for node in outside if node.op.name in ("windows", "where")]
+
+
+def test_what_is_repeated_outside_is_not_stored() -> None:
+    """Windows that are read outside are taken there, of the image."""
+    x, w = (Value(TensorType(DType.F32, shape), name=name) for name, shape in (("x", (BATCH, 9)), ("w", (3, 5))))
+    padded = ops.pad(ops.exp(x), low=(0, 1), high=(0, 1), interior=(0, 0), value=0.0)
+    taps = ops.windows(padded, axes=(1,), size=(3,), stride=(1,), dilation=(1,))
+    rows = ops.contract(taps, w, spec="mxi,in->mxn")
+    graph = build("step", [x, w], [taps, ops.reduce_sum(rows, axes=(0,))])
+    after, _ = manager.run(graph, ("tile_batch",))
+    (shares,) = _loops(after)
+    assert [value.type.nbytes for value in shares.outputs[1:]] == [x.type.nbytes]
+    feeds = examples(graph)
+    for found, wanted in zip(reference.run(after, feeds)[0], reference.run(graph, feeds)[0], strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_statistics_of_a_batch_are_not_cut() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from graphc.ir.graph import Graph, Node, Value, copy_node, make_node, topological
 from graphc.ir.op import Elementwise, Scan
 from graphc.ir.types import TensorType
-from graphc.passes.mapped import in_step
+from graphc.passes.mapped import axis_before, in_step
 
 _EXTENTS = {"reshape": "shape", "broadcast": "shape", "iota": "shape", "slice": "stop"}  # attributes that hold them
 
@@ -76,6 +76,6 @@ def _narrow(value: Value, axis: int, parts: int) -> Value:
     """One part of a value for which `can_narrow`."""
     node = value.node
     assert node is not None
-    deeper = isinstance(node.op.kind, Elementwise)
-    inputs = [_narrow(operand, axis, parts) if deeper else operand for operand in node.inputs]
+    before = axis_before(node, axis)
+    inputs = [operand if before is None else _narrow(operand, before, parts) for operand in node.inputs]
     return _narrowed(node, inputs, axis, parts)

@@ -184,12 +184,24 @@ def can_narrow(value: Value, axis: int) -> bool:
     node = value.node
     if node is None:
         return False
-    if isinstance(node.op.kind, Elementwise):
-        return all(can_narrow(operand, axis) for operand in node.inputs)
+    before = axis_before(node, axis)
+    if before is not None:
+        return all(can_narrow(operand, before) for operand in node.inputs)
     if node.op.name == "broadcast":
         (x,), axes = node.inputs, node.attrs["axes"]
         return axis not in axes or x.shape[axes.index(axis)] == 1
     return node.op.name == "iota" and node.attrs["axis"] != axis
+
+
+def axis_before(node: Node, axis: int) -> int | None:
+    """The axis of a node's operands that one of its result is, where it is made part by part."""
+    if isinstance(node.op.kind, Elementwise):
+        return axis
+    if node.op.name != "reshape":
+        return None
+    before, after = node.inputs[0].type.extents, node.output.type.extents
+    outside, length = prod(after[:axis]), after[axis]
+    return next((a for a, extent in enumerate(before) if extent == length and prod(before[:a]) == outside), None)
 
 
 # Loops ---------------------------------------------------------------------------------------------------------

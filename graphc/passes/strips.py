@@ -23,7 +23,7 @@ from math import prod
 
 from graphc import ops
 from graphc.ir.graph import Graph, Node, Value, build, substitute
-from graphc.ir.op import Contraction, Opaque, Scan
+from graphc.ir.op import Contraction, Movement, Opaque, Scan
 from graphc.ir.source import located
 from graphc.ops.contraction import letters
 from graphc.ops.control import Parts
@@ -114,11 +114,21 @@ class _Region:
         return _Region(graph, batch, frozenset(sources), axes, tuple(inside), tuple(sums))
 
     def wanted(self) -> list[Value]:
-        """The mapped values that are read outside."""
+        """The mapped values that are needed outside; not what is repeated of smaller ones, which is repeated there."""
         inside = set(self.inside)
         read = {value for node in self.graph.nodes if node not in inside for value in node.inputs}
         read.update(self.graph.results)
-        return [value for node in self.inside for value in node.outputs if value in self.axes and value in read]
+        needed = {self._repeated(value, inside) for value in read}
+        return [value for node in self.inside for value in node.outputs if value in self.axes and value in needed]
+
+    def _repeated(self, value: Value, inside: set[Node]) -> Value:
+        """What a mapped value is windows, a padded form or a repetition of."""
+        while value.node in inside and isinstance(value.node.op.kind, Movement) and value in self.axes:
+            (operand, *others) = value.node.inputs
+            if others or operand.type.nbytes >= value.type.nbytes:
+                break
+            value = operand
+        return value
 
     def counts(self) -> tuple[int, int]:
         """How many shares are best, and how many strips in each; (1, 1) where the step is better left whole."""
