@@ -216,6 +216,15 @@ def test_layer_norm_backward_is_one_kernel_behind_a_product_that_sums_the_gradie
     assert makers[2] is not None and isinstance(classify(makers[2].attrs["body"]), Contract)
 
 
+def test_what_is_repeated_side_by_side_is_stored() -> None:
+    """A mean of each group, for all of its channels: where it is read along them, each vector would be gathered."""
+    x, means = given("x", 4, 9, 12), given("means", 4, 3)
+    spread = make("reshape", make("broadcast", means, shape=(4, 3, 4), axes=(0, 1)), shape=(4, 12))
+    centred = make("sub", x, make("broadcast", spread, shape=(4, 9, 12), axes=(0, 2)))
+    _, last = kernels(fused(build("step", [x, means], [centred])))
+    assert sorted(value.type.extents for value in last.inputs) == [(4, 9, 12), (4, 12)]
+
+
 def test_normalised_values_are_computed_again_rather_than_stored() -> None:
     x, w1 = given("x", 8, 12), given("w1", 12, 12)
     normal, scale = normalise(x)

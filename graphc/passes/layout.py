@@ -20,6 +20,7 @@ from graphc.ir.op import Elementwise, Generator
 from graphc.ir.source import located
 from graphc.ops.contraction import letters
 from graphc.passes.manager import graph_pass
+from graphc.passes.rewrite import made_by
 
 FEWEST_CHANNELS = 8  # with fewer, vectors along them would be mostly empty
 
@@ -216,8 +217,23 @@ def _reduce(node: Node, given: Sequence[Laid]) -> Laid:
     (x,), axes = given, node.attrs["axes"]
     kept = [axis for axis in range(len(x.order)) if axis not in axes]
     order = tuple(kept.index(axis) for axis in x.order if axis in kept)
-    stored = sorted(x.order.index(axis) for axis in axes)
-    return Laid(make_node(node.op, (x.stored,), {**node.attrs, "axes": tuple(stored)}).output, order)
+    stored = tuple(sorted(x.order.index(axis) for axis in axes))
+    if node.op.name == "reduce_sum":
+        return Laid(_sum(x.stored, stored), order)
+    return Laid(make_node(node.op, (x.stored,), {**node.attrs, "axes": stored}).output, order)
+
+
+def _sum(x: Value, axes: Sequence[int]) -> Value:
+    """That of a product whose letters are joined or split is a sum of the product itself, which can then find it."""
+    view, extents = made_by(x, "reshape"), x.type.extents
+    if view is None or made_by(view.inputs[0], "contract") is None or any(extents[axis] == 1 for axis in axes):
+        return ops.reduce_sum(x, axes=axes)
+    groups = _groups(view.inputs[0].type.extents, extents)
+    if any(0 < len(set(after) & set(axes)) < len(after) for _, after in groups):
+        return ops.reduce_sum(x, axes=axes)
+    summed = sorted(axis for before, after in groups if after[0] in axes for axis in before)
+    shape = [extent for axis, extent in enumerate(extents) if axis not in axes]
+    return ops.reshape(ops.reduce_sum(view.inputs[0], axes=summed), shape=shape)
 
 
 def _per_axis(*names: str) -> Callable[[Node, Sequence[Laid]], Laid]:

@@ -79,6 +79,8 @@ def _is_cheap(node: Node, cone: Cone) -> bool:
         case Movement():
             if len(node.inputs) > 1:
                 return False
+            if _interleaves(node):
+                return False
             return node.op.name != "reshape" or _is_read_anew(node, cone) or is_squeeze(node)
         case Elementwise():
             return sum(leaf.type.nbytes for leaf in cone.leaves) < 4 * size(node.output)
@@ -88,6 +90,18 @@ def _is_cheap(node: Node, cone: Cone) -> bool:
 def _is_read_anew(node: Node, cone: Cone) -> bool:
     """Whether a reshape is of something that is larger than what it is read from: a repetition, positions."""
     return sum(size(leaf) for leaf in cone.leaves) < size(node.output)
+
+
+def _interleaves(node: Node) -> bool:
+    """Whether it is a reshape that puts repeated elements side by side along the innermost axis: read in place, every
+    vector along it would be gathered."""
+    spread = node.inputs[0].node
+    if node.op.name != "reshape" or spread is None or spread.op.name != "broadcast":
+        return False
+    extents = node.inputs[0].type.extents
+    last = next((extent for extent in reversed(node.output.type.extents) if extent > 1), 1)
+    joined = [axis for axis, extent in enumerate(extents) if extent > 1 and prod(extents[axis + 1 :]) < last]
+    return len({axis in spread.attrs["axes"] for axis in joined}) > 1
 
 
 def is_table(node: Node) -> bool:

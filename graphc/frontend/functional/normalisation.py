@@ -9,6 +9,7 @@ import numpy as np
 from graphc.errors import ShapeError
 from graphc.frontend.functional.elementwise import maximum, rsqrt
 from graphc.frontend.functional.reductions import Axes, mean, norm, sum
+from graphc.frontend.functional.shapes import repeat_interleave
 from graphc.frontend.tensor import Tensor, as_shape, reshape
 from graphc.ir import source
 
@@ -53,11 +54,17 @@ def group_norm(
     channels = x.shape[1] if x.ndim > 1 else None
     if not isinstance(channels, int) or num_groups < 1 or channels % num_groups:
         raise ShapeError(f"the channels of {x.type} cannot be parted in {num_groups} groups", source.here())
-    parted = reshape(x, (x.shape[0], num_groups, channels // num_groups, *x.shape[2:]))
-    axes = tuple(range(2, parted.ndim))
-    centred = parted - mean(parted, axes, keepdims=True)
-    normal = reshape(centred * rsqrt(mean(centred * centred, axes, keepdims=True) + eps), x.shape)
+    size, places = channels // num_groups, tuple(range(2, x.ndim))
     per_channel = (channels, *(1,) * (x.ndim - 2))
+
+    def in_groups(y: Tensor) -> Tensor:
+        """The mean of each group, for each of its channels: of the channels' means, which add up whole vectors."""
+        of_channels = mean(y, places) if places else y
+        of_groups = mean(reshape(of_channels, (x.shape[0], num_groups, size)), 2)
+        return reshape(repeat_interleave(of_groups, size, 1), (x.shape[0], *per_channel))
+
+    centred = x - in_groups(x)
+    normal = centred * rsqrt(in_groups(centred * centred) + eps)
     scaled = normal if weight is None else normal * reshape(weight, per_channel)
     return scaled if bias is None else scaled + reshape(bias, per_channel)
 
