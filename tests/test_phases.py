@@ -81,3 +81,14 @@ def test_a_tap_that_stays_in_the_result_is_not_cut() -> None:
     graph = _product("yct,tc->yt")
     assert _has_gaps(_split(graph))
     _require_same(graph, _split(graph))
+
+
+def test_phases_of_even_filters_need_no_tap_of_zeros() -> None:
+    """The gradient of a stride of 2 with filters of 4: each phase meets 2 of them, not 3."""
+    image, filters = _value("x", 8, 5), _value("w", 4, 5)
+    padded = ops.pad(image, low=(2, 0), high=(2, 0), interior=(1, 0), value=0.0)
+    seen = ops.windows(padded, axes=(0,), size=(4,), stride=(1,), dilation=(1,))
+    graph = build("step", [image, filters], [ops.contract(seen, filters, spec="yct,tc->y")])
+    (found,) = [node for node in _split(graph).nodes if node.op.name == "windows"]
+    assert found.attrs["size"] == (2,)
+    _require_same(graph, _split(graph))

@@ -9,13 +9,16 @@ the one at y = m - A + t, so that
 
 Every s-th place of the result is a convolution of `a` itself with every s-th tap. All of them are one contraction,
 which has the phase r as one more letter behind its place; a reshape joins the two.
+
+Phases above B need a tap of zeros in front, t = 0, so that all have the same. With s - 1 - B places more before the
+result's first, which are cut off again, B is s - 1 and none is needed: whichever of the two makes fewer products.
 """
 
 from __future__ import annotations
 
 import string
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphc import ops
 from graphc.ir.graph import Graph, Node, Value, copy_node, rebuild
@@ -53,6 +56,12 @@ class Axis:
     size: int  # taps
     low: int  # zeros before the first element
     stride: int  # from element to element
+    skipped: int = 0  # places in the result before the first that is asked for
+
+    def shifted(self) -> Axis:
+        """The axis with so many more places that no phase needs a tap of zeros in front."""
+        more = self.front
+        return replace(self, count=self.count + more, low=self.low + more, skipped=more)
 
     @property
     def front(self) -> int:
@@ -90,8 +99,9 @@ def _split(result: Value) -> Value | None:
     spec = f"{first},{_with_phases(second, axes)}->{''.join(c + phase.get(c, '') for c in out)}"
     found = ops.contract(image, filters, spec=spec)
     whole = {axis.place: axis.places * axis.stride for axis in axes}
+    skipped = {axis.place: axis.skipped for axis in axes}
     found = ops.reshape(found, shape=[whole.get(c, extent) for c, extent in zip(out, result.shape)])
-    return part_of(found, [(0, extent) for extent in result.shape])
+    return part_of(found, [(first := skipped.get(c, 0), first + n) for c, n in zip(out, result.shape)])
 
 
 def _has_gaps(value: Value) -> bool:
@@ -119,7 +129,8 @@ def _axes(windows: Value, first: str, second: str, out: str) -> list[Axis]:
         if gap and size > 1 and stride == dilation == 1 and place in out and place not in second and is_summed:
             elements, count = pad.inputs[0].shape[number], windows.shape[number]
             low = pad.attrs["low"][number]
-            found.append(Axis(place, tap, next(unused), number, elements, count, size, low, gap + 1))
+            axis = Axis(place, tap, next(unused), number, elements, count, size, low, gap + 1)
+            found.append(min(axis, axis.shifted(), key=lambda choice: choice.places * choice.taps))
     return found
 
 
