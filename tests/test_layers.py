@@ -162,6 +162,13 @@ def test_attention(mask: Any) -> None:
         np.testing.assert_allclose(array, other.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_grouped_convolution_of_no_images() -> None:
+    """Its channels were to follow from the number of elements: a ShapeError."""
+    x = gx.placeholder("x", (0, 4, 5, 5))
+    found = gx.compile([x], nn.Conv2d(4, 16, 3, groups=2)(x))(np.zeros((0, 4, 5, 5), np.float32))
+    assert found.shape == (0, 16, 3, 3)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     x = gx.placeholder("x", (2, 4, 8, 8))
     weight = gx.Parameter(random(6, 3, 3, 3))

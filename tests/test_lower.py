@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import graphc as gx
 from graphc import ops
 from graphc.errors import ArgumentError, LoweringError
 from graphc.ir.graph import Literal, Value, build
@@ -296,6 +297,25 @@ def test_a_sum_over_values_of_rows_beside_sums_over_rows(axis: int) -> None:
     """Found in review: walked in the order of memory, it was added up once for each point."""
     x, v = value((5, 6)), value((1, 6) if axis == 0 else (5, 1))
     check(Rows, [x, v], [ops.reduce_sum(x, axes=(axis,)), ops.reduce_sum(ops.mul(v, v), axes=(0, 1))], ROWS)
+
+
+def test_a_result_of_rows_may_lie_in_another_order() -> None:
+    """A sweep behind a reduction was overlooked where its result is turned: lowering ended in a KeyError."""
+    x = gx.placeholder("x", (110, 30, 32))
+    array = np.random.default_rng(0).standard_normal((110, 30, 32)).astype(np.float32)
+    found = gx.compile([x], gx.transpose(x - gx.mean(x), (0, 2, 1)))(array)
+    np.testing.assert_allclose(found, (array - array.mean()).transpose(0, 2, 1), rtol=1e-5, atol=1e-6)
+
+
+def test_an_axis_of_one_element_makes_no_value_of_rows() -> None:
+    """What is swept and reshaped to the space was taken for one value a row: a variable that no loop binds."""
+    x = gx.placeholder("x", (2, 4, 4, 2))
+    deviation = x - gx.max(x, (0, 1, 2), keepdims=True) * 0.5
+    wide = gx.reshape(deviation, (1, 2, 4, 4, 2))
+    (gradient,) = gx.grad(gx.mean(wide * wide * 0.5 + wide), [x])
+    array = np.random.default_rng(0).standard_normal((2, 4, 4, 2)).astype(np.float32)
+    native, wanted = (gx.compile([x], gradient, mode=mode)(array) for mode in ("native", "interpret"))
+    np.testing.assert_allclose(native, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_every_phase_of_few_columns_is_shared_out() -> None:

@@ -106,6 +106,40 @@ def test_small_differences_are_kept() -> None:
     np.testing.assert_allclose(value, np.log1p(x), rtol=1e-6)
 
 
+def _close(compute: Any, *arrays: Array) -> None:
+    """Native results are the interpreter's."""
+    places = [gx.placeholder(f"x{number}", array.shape) for number, array in enumerate(arrays)]
+    native, wanted = (gx.compile(places, compute(*places), mode=mode)(*arrays) for mode in ("native", "interpret"))
+    np.testing.assert_allclose(native, wanted, rtol=1e-4)
+
+
+def test_what_cancels_is_not_summed_apart() -> None:
+    """sum(a - b + k y), where k follows from another sum, became sum(a) - sum(b) + k sum(y): 2 % off."""
+    random = np.random.default_rng(0)
+    a = (1000 + random.standard_normal((4096, 8))).astype(np.float32)
+    b = (a - 1e-3 * (1 + 0.1 * random.standard_normal(a.shape))).astype(np.float32)
+    y = (1e-3 * random.standard_normal(a.shape)).astype(np.float32)
+    _close(lambda a, b, y: gx.sum(a - b + gx.sum((a - b) * (a - b), 0) * y, 0), a, b, y)
+
+
+def test_sums_of_nothing_are_zero() -> None:
+    """Beside a mean of nothing, which is not a number, they became that, too."""
+    _close(lambda x: gx.sum(x + gx.mean(x, 0) * x, 0), np.zeros((0, 3), np.float32))
+
+
+def test_long_chains_of_terms_and_factors_are_simplified_in_linear_time() -> None:
+    """All ways through a chain that parts and meets were counted, and a long one ended in a RecursionError."""
+
+    def chained(x: gx.Tensor) -> gx.Tensor:
+        for _ in range(40):
+            x = x + gx.tanh(x) * x + x
+        for _ in range(1200):
+            x = x + 1.0
+        return gx.sum(x * gx.mean(x, 0), 0)
+
+    _close(chained, np.zeros((3, 2), np.float32))
+
+
 def test_a_transpose_beside_a_contraction_is_a_matter_of_letters() -> None:
     x, w = gx.placeholder("x", (4, 3)), gx.Parameter(np.ones((5, 3), np.float32), "w")
     graph, _ = trace([x], [(x @ w.T).T], {}, "f")

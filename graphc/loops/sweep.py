@@ -190,7 +190,7 @@ def _read_along_rows(body: Graph, form: Rows) -> list[Value]:
         value
         for value in dict.fromkeys(found)
         if value in form.placements
-        and value.type.extents != form.space
+        and not set(form.axes) & set(form.placements[value])
         and value.node is not None
         and isinstance(value.node.op.kind, Elementwise)
     ]

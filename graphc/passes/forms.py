@@ -281,7 +281,8 @@ def levels(body: Graph, form: Rows) -> dict[Value, int]:
 def is_single_phase(body: Graph, form: Rows) -> bool:
     """Whether no reduction's result is read in the sweep."""
     level = levels(body, form)
-    swept = [value for value in body.outputs if value not in form.finals and value.type.extents == form.space]
+    along = set(form.axes)
+    swept = [v for v in body.outputs if v not in form.finals and along & set(output_placement(form, v) or ())]
     operands = [node.inputs[0] for node in (*form.reductions, *form.accumulations)]
     return bool(form.reductions) and all(level[value] == 0 for value in (*swept, *operands))
 

@@ -38,10 +38,9 @@ from graphc.passes.units import RECOMPUTE_COST, Cone, Unit, cheap_nodes, cost, i
 PROLOGUE_COST = 4  # of stored work on a contraction's operands, which is repeated by every tile that packs them
 GROUP_LIMIT = 96  # units in one kernel; bounds the cost of classifying the joins
 LAUNCH_BYTES = 256  # memory traffic that takes about as long as starting one more kernel
-OPERATIONS = 2  # that take no longer than storing or loading a byte
+OPERATIONS_PER_BYTE = 2  # that take no longer than storing or loading it
 
-# When a producer of one form is joined with a consumer of another: 0 before siblings, then 1, then 2; SOON before all.
-SOON = -1
+# When a producer of one form is joined with a consumer of another: 0 before siblings, then 1, then 2.
 _STAGES: dict[tuple[type[Form], type[Form]], int] = {
     (Map, Map): 0,
     (Map, Rows): 0,
@@ -52,6 +51,7 @@ _STAGES: dict[tuple[type[Form], type[Form]], int] = {
     (Map, Contract): 2,
     (Map, Opaque): 2,
 }
+_FIRST = -1  # before all of them: a sum across memory with the product that it is of, which stores all the same
 _SIBLINGS = {(Map, Map), (Map, Rows), (Rows, Map), (Rows, Rows)}
 
 
@@ -158,7 +158,7 @@ class _Fusion:
             return
         saved = self._saved(first, second)
         if isinstance(producer, Contract) and self._is_sum_across(first, second):
-            stage = SOON
+            stage = _FIRST
         elif isinstance(producer, Contract) and not self._is_stored(second) and not self._vanishes(first, second):
             saved //= 4  # the result is stored all the same, and the consumer may vanish into its own consumers
         heapq.heappush(self.queue, (stage, -saved, first, second, *sizes))
@@ -317,7 +317,7 @@ class _Fusion:
         cut = cheapest_cut(weights, {value: unit.reads for value, unit in light.items()}, wanted)
         between = self._between(wanted, cut, light)
         saved = sum(weights[v] for v in wanted if v not in cut) - sum(weights[v] for v in cut if v not in wanted)
-        if between and sum(work(unit) * size(value) for value, unit in between.items()) <= OPERATIONS * saved:
+        if between and sum(work(unit) * size(value) for value, unit in between.items()) <= OPERATIONS_PER_BYTE * saved:
             self._recompute(group, between, [value for value in wanted if value in between])
 
     def _between(self, wanted: Iterable[Value], cut: set[Value], light: Mapping[Value, Unit]) -> dict[Value, Unit]:

@@ -10,7 +10,7 @@ reductions; a contraction takes it as the order of its letters, and everything e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -58,6 +58,7 @@ def layout(graph: Graph) -> Graph:
         return laid.get(value) or Laid(value, tuple(range(value.type.rank)))
 
     plain: dict[Value, Value] = {}
+    by_rows = _plain_images(graph)
 
     def as_plain(value: Value) -> Value:
         if value not in plain:
@@ -70,7 +71,7 @@ def layout(graph: Graph) -> Graph:
             found = None
             if node.op.name == "contract":
                 found = _contract(node, given)
-            elif not all(operand.is_plain for operand in given):
+            elif node not in by_rows and not all(operand.is_plain for operand in given):
                 rule = _elementwise if isinstance(node.op.kind, Elementwise) else _RULES.get(node.op.name)
                 found = rule(node, given) if rule else None
             if found is not None:
@@ -97,13 +98,9 @@ def _channels_last(node: Node) -> Order | None:
     """
     if node.op.name != "contract":
         return None
-    first, second, result = letters(node.attrs["spec"])
-    for value, image, filters in ((node.inputs[0], first, second), (node.inputs[1], second, first)):
-        if value.node is None or value.node.op.name != "windows":
-            continue
-        places = [image[axis] for axis in value.node.attrs["axes"]]
-        if not all(place in result for place in places):
-            continue
+    *_, result = letters(node.attrs["spec"])
+    for windows, image, filters in _convolutions(node):
+        places = [image[axis] for axis in windows.attrs["axes"]]
         extents = dict(zip(result, node.output.type.extents))
         groups: list[str] = []
         for c in result:
@@ -117,6 +114,30 @@ def _channels_last(node: Node) -> Order | None:
         if channels >= FEWEST_CHANNELS and order != tuple(range(len(result))):
             return order
     return None
+
+
+def _convolutions(node: Node) -> Iterator[tuple[Node, str, str]]:
+    """(windows, their letters, the filters' letters) for each way in which a contraction is a convolution."""
+    first, second, result = letters(node.attrs["spec"])
+    for value, image, filters in ((node.inputs[0], first, second), (node.inputs[1], second, first)):
+        windows = made_by(value, "windows")
+        if windows and all(image[axis] in result for axis in windows.attrs["axes"]):
+            yield windows, image, filters
+
+
+def _plain_images(graph: Graph) -> set[Node]:
+    """The windows of convolutions with few filters, and the pads below them: their vectors run along the image's rows.
+
+    An image that lies channels last is turned once, when it is padded, rather than gathered for each tap.
+    """
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if node.op.name != "contract" or _channels_last(node):
+            continue
+        for windows, _, _ in _convolutions(node):
+            pad = made_by(windows.inputs[0], "pad")
+            found |= {windows, pad} if pad else set()
+    return found
 
 
 def _contract(node: Node, given: Sequence[Laid]) -> Laid:
@@ -224,7 +245,8 @@ def _reduce(node: Node, given: Sequence[Laid]) -> Laid:
 
 
 def _sum(x: Value, axes: Sequence[int]) -> Value:
-    """That of a product whose letters are joined or split is a sum of the product itself, which can then find it."""
+    """The sum of a reshaped product, where that splits or joins its letters, is taken of the product itself, whose
+    kernel can then find it."""
     view, extents = made_by(x, "reshape"), x.type.extents
     if view is None or made_by(view.inputs[0], "contract") is None or any(extents[axis] == 1 for axis in axes):
         return ops.reduce_sum(x, axes=axes)

@@ -101,7 +101,8 @@ def _split(result: Value) -> Value | None:
     whole = {axis.place: axis.places * axis.stride for axis in axes}
     skipped = {axis.place: axis.skipped for axis in axes}
     found = ops.reshape(found, shape=[whole.get(c, extent) for c, extent in zip(out, result.shape)])
-    return part_of(found, [(first := skipped.get(c, 0), first + n) for c, n in zip(out, result.shape)])
+    starts = [skipped.get(c, 0) for c in out]
+    return part_of(found, [(start, start + extent) for start, extent in zip(starts, result.shape)])
 
 
 def _has_gaps(value: Value) -> bool:

@@ -58,9 +58,18 @@ class Rule:
         return None if self.unless(*unknowns) else self.right(*unknowns)
 
 
-def made_by(value: Value, op: str) -> Node | None:
+def made_by(value: Value | None, op: str) -> Node | None:
     """The node that a value comes from, if it is of that op."""
-    return value.node if value.node is not None and value.node.op.name == op else None
+    return value.node if value and value.node is not None and value.node.op.name == op else None
+
+
+def repeated(value: Value | None, axes: Iterable[int]) -> Value | None:
+    """What is repeated along these axes alone, the others in their order, if a value is that."""
+    spread = made_by(value, "broadcast") if value else None
+    if spread is None:
+        return None
+    kept = tuple(axis for axis in range(spread.output.type.rank) if axis not in axes)
+    return spread.inputs[0] if spread.attrs["axes"] == kept else None
 
 
 def by_root(rules: Iterable[Rule]) -> dict[str, tuple[Rule, ...]]:

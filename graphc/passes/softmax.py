@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from graphc import ops
 from graphc.ir.graph import Node, Value
-from graphc.passes.rewrite import made_by
+from graphc.passes.rewrite import made_by, repeated
 
 
 def log_of_sum_of_exp(node: Node) -> Value | None:
@@ -52,8 +52,8 @@ def gradient_of_softmax(node: Node) -> Value | None:
                 continue
             g, b = quotient.inputs
             p = product.inputs[product.inputs[0] is share]
-            ratio, repeated, axes = made_by(p, "div"), made_by(b, "broadcast"), total.attrs["axes"]
-            if ratio is None or ratio.inputs != (e, b) or repeated is None or set(repeated.attrs["axes"]) & set(axes):
+            ratio, divisor, axes = made_by(p, "div"), made_by(b, "broadcast"), total.attrs["axes"]
+            if ratio is None or ratio.inputs != (e, b) or divisor is None or set(divisor.attrs["axes"]) & set(axes):
                 continue
             kept = tuple(a for a in range(g.type.rank) if a not in axes)
             same = ops.broadcast(ops.reduce_sum(ops.mul(p, g), axes=axes), shape=g.shape, axes=kept)
@@ -66,10 +66,7 @@ def _subtracted_sum(x: Value) -> Node | None:
     spread = made_by(x, "broadcast")
     minus = made_by(spread.inputs[0], "neg") if spread else None
     total = made_by(minus.inputs[0], "reduce_sum") if minus else None
-    if spread is None or total is None:
-        return None
-    kept = tuple(a for a in range(x.type.rank) if a not in total.attrs["axes"])
-    return total if spread.attrs["axes"] == kept else None
+    return total if minus and total and repeated(x, total.attrs["axes"]) is minus.output else None
 
 
 def _shift(x: Value, axes: tuple[int, ...]) -> tuple[Value, Value]:

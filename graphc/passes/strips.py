@@ -122,7 +122,7 @@ class _Region:
         return [value for node in self.inside for value in node.outputs if value in self.axes and value in needed]
 
     def _repeated(self, value: Value, inside: set[Node]) -> Value:
-        """What a mapped value is windows, a padded form or a repetition of."""
+        """The smallest value that a mapped one is a movement of: windows, a padded form, a repetition."""
         while value.node in inside and isinstance(value.node.op.kind, Movement) and value in self.axes:
             (operand, *others) = value.node.inputs
             if others or operand.type.nbytes >= value.type.nbytes:

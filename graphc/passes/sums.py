@@ -5,15 +5,16 @@ As in `movements`, each takes a node of the op that it is entered under, and ret
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import reduce
 from math import prod
 
 from graphc import ops
 from graphc.ir.graph import Node, Value
 from graphc.passes.fold import number_of
-from graphc.passes.rewrite import made_by
+from graphc.passes.rewrite import made_by, repeated
 
+MOST_PARTS = 16  # terms or factors that are looked at
 MOST_SEEN = 64  # values that are looked at to find what a factor follows from
 
 
@@ -41,18 +42,16 @@ def sum_of_negated(node: Node) -> Value | None:
 
 
 def sum_of_deviations(node: Node) -> Value | None:
-    """sum(x - m) = 0 m, where m is the mean of x: zero, or not a number where x has what is not finite"""
+    """sum(x - m) = 0 m, where m is the mean of x: zero, or not a number where m is not finite"""
     (x,), axes = node.inputs, node.attrs["axes"]
     deviation = made_by(x, "sub")
-    spread = made_by(deviation.inputs[1], "broadcast") if deviation else None
-    mean = made_by(spread.inputs[0], "div") if spread else None
+    mean = made_by(repeated(deviation.inputs[1], axes), "div") if deviation else None
     total = made_by(mean.inputs[0], "reduce_sum") if mean else None
-    if deviation is None or spread is None or mean is None or total is None:
+    if deviation is None or mean is None or total is None:
         return None
-    kept = tuple(axis for axis in range(x.type.rank) if axis not in axes)
-    same = total.inputs[0] is deviation.inputs[0] and total.attrs["axes"] == axes and spread.attrs["axes"] == kept
     count = prod(x.shape[axis] for axis in axes)
-    if not same or not count or number_of(mean.inputs[1]) != count:
+    is_mean = total.inputs[0] is deviation.inputs[0] and total.attrs["axes"] == axes
+    if not is_mean or not count or number_of(mean.inputs[1]) != count:
         return None
     return ops.mul(mean.output, ops.full_like(mean.output, 0))
 
@@ -60,57 +59,63 @@ def sum_of_deviations(node: Node) -> Value | None:
 def sum_after_sum(node: Node) -> Value | None:
     """sum(x + k y) = sum(x) + k sum(y), where k follows from another sum over the same elements
 
-    Then one pass over them finds all three sums, as in the gradients of normalisations. Not sum(x + k): that would
-    cancel where k is minus the mean of x.
+    Then one pass over them finds all three sums, as in the gradients of normalisations. What has no such factor stays
+    together, as its parts may cancel: x - c, where c is repeated. Where k is infinite, both sides are infinite or not
+    a number, but not always the same of the two.
     """
-    if not node.output.dtype.is_float:
+    x, axes = node.inputs[0], node.attrs["axes"]
+    if not x.dtype.is_float or any(x.shape[axis] == 0 for axis in axes):
         return None
-    terms = [(positive, *_split(value, node)) for positive, value in _terms(node.inputs[0], True)]
-    if not any(repeated for _, repeated, _ in terms):
+    terms = [(sign, *_split(value, node)) for sign, value in _parts(x, "add", "sub")]
+    if not any(factors for _, factors, _ in terms):
         return None
-    totals = [
-        reduce(
-            ops.mul,
-            (_along_the_kept(factor, node) for factor in repeated),
-            ops.reduce_sum(rest, axes=node.attrs["axes"]),
-        )
-        for _, repeated, rest in terms
-    ]
-    found = totals[0]  # of a term that is added: it has none before it
-    for (positive, _, _), total in zip(terms[1:], totals[1:], strict=True):
-        found = (ops.add if positive else ops.sub)(found, total)
+    together = _added((sign, value) for sign, factors, value in terms if not factors)
+    totals = [(1, ops.reduce_sum(together, axes=axes))] if together else []
+    for sign, factors, rest in terms:
+        if factors:
+            total = ops.reduce_sum(rest, axes=axes)
+            totals.append((sign, reduce(ops.mul, (_along_the_kept(factor, node) for factor in factors), total)))
+    return _added(totals)
+
+
+def _added(terms: Iterable[tuple[int, Value]]) -> Value | None:
+    """The sum of terms with signs; None where there are none."""
+    found: Value | None = None
+    for sign, value in terms:
+        if found is None:
+            found = value if sign > 0 else ops.neg(value)
+        else:
+            found = (ops.add if sign > 0 else ops.sub)(found, value)
     return found
 
 
-def _terms(value: Value, positive: bool) -> Iterator[tuple[bool, Value]]:
-    """(whether it is added, the value) for each term of a sum of elements."""
-    node = value.node
-    if node is None or node.op.name not in ("add", "sub"):
-        yield positive, value
-        return
-    first, second = node.inputs
-    yield from _terms(first, positive)
-    yield from _terms(second, positive == (node.op.name == "add"))
+def _parts(value: Value, *names: str) -> list[tuple[int, Value]]:
+    """(sign, value) for the terms of a sum, or the factors of a product: nodes of these ops.
 
-
-def _factors(value: Value) -> Iterator[Value]:
-    node = made_by(value, "mul")
-    if node is None:
-        yield value
-        return
-    for operand in node.inputs:
-        yield from _factors(operand)
+    At most MOST_PARTS; what is left then stays whole.
+    """
+    found: list[tuple[int, Value]] = []
+    waiting = [(1, value)]
+    while waiting:
+        sign, value = waiting.pop()
+        node = value.node
+        if node is None or node.op.name not in names or len(found) + len(waiting) + 2 > MOST_PARTS:
+            found.append((sign, value))
+            continue
+        first, second = node.inputs
+        waiting += [(-sign if node.op.name == "sub" else sign, second), (sign, first)]
+    return found
 
 
 def _split(value: Value, node: Node) -> tuple[list[Node], Value]:
     """(the factors of a term that are repeated along the axes of a sum, the product of the others), if one of them
-    follows from another such sum; else nothing and the term itself."""
-    factors = list(_factors(value))
+    follows from another such sum; else no factors and the term itself."""
+    factors = [factor for _, factor in _parts(value, "mul")]
     spread = [made_by(factor, "broadcast") for factor in factors]
-    repeated = [s for s in spread if s and not set(s.attrs["axes"]) & set(node.attrs["axes"])]
-    if len(repeated) == len(factors) or not any(_follows(s, node) for s in repeated):
+    taken = [s for s in spread if s and not set(s.attrs["axes"]) & set(node.attrs["axes"])]
+    if len(taken) == len(factors) or not any(_follows(s, node) for s in taken):
         return [], value
-    return repeated, reduce(ops.mul, (factor for factor in factors if factor.node not in repeated))
+    return taken, reduce(ops.mul, (factor for factor in factors if factor.node not in taken))
 
 
 def _follows(spread: Node, node: Node) -> bool:

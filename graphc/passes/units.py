@@ -77,9 +77,7 @@ def _is_cheap(node: Node, cone: Cone) -> bool:
         case Generator():
             return not is_table(node)
         case Movement():
-            if len(node.inputs) > 1:
-                return False
-            if _interleaves(node):
+            if len(node.inputs) > 1 or _interleaves(node):
                 return False
             return node.op.name != "reshape" or _is_read_anew(node, cone) or is_squeeze(node)
         case Elementwise():
@@ -101,7 +99,8 @@ def _interleaves(node: Node) -> bool:
     extents = node.inputs[0].type.extents
     last = next((extent for extent in reversed(node.output.type.extents) if extent > 1), 1)
     joined = [axis for axis, extent in enumerate(extents) if extent > 1 and prod(extents[axis + 1 :]) < last]
-    return len({axis in spread.attrs["axes"] for axis in joined}) > 1
+    is_repeated = [axis not in spread.attrs["axes"] for axis in joined]
+    return any(is_repeated) and not all(is_repeated)
 
 
 def is_table(node: Node) -> bool:
