@@ -31,8 +31,10 @@ def build(
         return -np.mean(np.take_along_axis(logs, label.reshape(-1, 1), 1))
 
     def conv(x: Any, w: Any, stride: int = 1, pad: int = 1) -> Any:
+        layout, groups = ("NHWC", "HWIO", "NHWC"), x.shape[3] // w.shape[2]
+        pads = [(pad, pad)] * 2
         return lax.conv_general_dilated(
-            x, w, (stride, stride), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, w, (stride, stride), pads, dimension_numbers=layout, feature_group_count=groups
         )
 
     def pool(x: Any) -> Any:
@@ -60,6 +62,19 @@ def build(
             if n:
                 x = norm(p, conv(x, p[f"{key}.short.weight"], stride, 0), f"{key}.bn3")
             x = jax.nn.relu(x + y)
+        return linear(p, x.mean((1, 2)), "fc")
+
+    def mobile(p: Any, x: Any) -> Any:
+        x = jax.nn.relu6(norm(p, conv(x, p["stem.weight"]), "bn"))
+        for n in range(len(sizes) - 1):
+            x = jax.nn.relu6(norm(p, conv(x, p[f"deep.{n}.weight"], 1 + (n > 0)), f"bn1.{n}"))
+            x = jax.nn.relu6(norm(p, conv(x, p[f"wide.{n}.weight"], 1, 0), f"bn2.{n}"))
+        return linear(p, x.mean((1, 2)), "fc")
+
+    def dense(p: Any, x: Any) -> Any:
+        x = conv(x, p["stem.weight"])
+        for n in range(sizes[2]):
+            x = np.concatenate([x, conv(jax.nn.relu(norm(p, x, f"bn.{n}")), p[f"conv.{n}.weight"])], 3)
         return linear(p, x.mean((1, 2)), "fc")
 
     def layer_norm(p: Any, x: Any, key: str) -> Any:
@@ -109,6 +124,8 @@ def build(
         "infer": lambda p, d: mlp(p, d["x"]),
         "cnn": classified(cnn),
         "resnet": classified(resnet),
+        "mobile": classified(mobile),
+        "dense": classified(dense),
         "gpt": classified(gpt),
         "lstm": classified(lstm),
         "elementwise": elementwise,

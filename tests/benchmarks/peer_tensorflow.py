@@ -66,6 +66,22 @@ def build(
             x = tf.nn.relu(x + y)
         return linear(tf.reduce_mean(x, (1, 2)), "fc")
 
+    def mobile(x: Any) -> Any:
+        x = tf.nn.relu6(norm(conv(x, "stem"), "bn"))
+        for n in range(len(sizes) - 1):
+            stride = 1 + (n > 0)
+            x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]) if stride > 1 else x
+            w = tf.transpose(p[f"deep.{n}.weight"], (0, 1, 3, 2))
+            x = tf.nn.depthwise_conv2d(x, w, (1, stride, stride, 1), "SAME" if stride == 1 else "VALID")
+            x = tf.nn.relu6(norm(conv(tf.nn.relu6(norm(x, f"bn1.{n}")), f"wide.{n}"), f"bn2.{n}"))
+        return linear(tf.reduce_mean(x, (1, 2)), "fc")
+
+    def dense(x: Any) -> Any:
+        x = conv(x, "stem")
+        for n in range(sizes[2]):
+            x = tf.concat([x, conv(tf.nn.relu(norm(x, f"bn.{n}")), f"conv.{n}")], 3)
+        return linear(tf.reduce_mean(x, (1, 2)), "fc")
+
     def layer_norm(x: Any, key: str) -> Any:
         mean, var = tf.nn.moments(x, -1, keepdims=True)
         return (x - mean) * tf.math.rsqrt(var + 1e-5) * p[f"{key}.weight"] + p[f"{key}.bias"]
@@ -114,6 +130,8 @@ def build(
         "infer": lambda d: mlp(d["x"]),
         "cnn": classified(cnn),
         "resnet": classified(resnet),
+        "mobile": classified(mobile),
+        "dense": classified(dense),
         "gpt": classified(gpt),
         "lstm": classified(lstm),
         "elementwise": elementwise,

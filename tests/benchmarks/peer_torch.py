@@ -60,6 +60,46 @@ class ResNet(nn.Module):
         return self.fc(self.blocks(F.relu(self.bn(self.stem(x)))).mean((2, 3)))
 
 
+class Mobile(nn.Module):
+    """Depthwise convolutions, each before a 1x1 convolution to the next width; all but the first halve the image."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(widths[0])
+        pairs = list(itertools.pairwise(widths))
+        self.deep = nn.ModuleList(
+            nn.Conv2d(a, a, 3, 1 + (n > 0), 1, groups=a, bias=False) for n, (a, _) in enumerate(pairs)
+        )
+        self.wide = nn.ModuleList(nn.Conv2d(a, b, 1, bias=False) for a, b in pairs)
+        self.bn1, self.bn2 = (nn.ModuleList(nn.BatchNorm2d(pair[k]) for pair in pairs) for k in (0, 1))
+        self.fc = nn.Linear(widths[-1], CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        x = F.relu6(self.bn(self.stem(x)))
+        for deep, bn1, wide, bn2 in zip(self.deep, self.bn1, self.wide, self.bn2, strict=True):
+            x = F.relu6(bn2(wide(F.relu6(bn1(deep(x))))))
+        return self.fc(x.mean((2, 3)))
+
+
+class Dense(nn.Module):
+    """Convolutions of all that there is, whose results are put beside it."""
+
+    def __init__(self, width: int, growth: int, layers: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        widths = [width + n * growth for n in range(layers + 1)]
+        self.bn = nn.ModuleList(nn.BatchNorm2d(a) for a in widths[:-1])
+        self.conv = nn.ModuleList(nn.Conv2d(a, growth, 3, padding=1, bias=False) for a in widths[:-1])
+        self.fc = nn.Linear(widths[-1], CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        x = self.stem(x)
+        for bn, conv in zip(self.bn, self.conv, strict=True):
+            x = torch.cat([x, conv(F.relu(bn(x)))], 1)
+        return self.fc(x.mean((2, 3)))
+
+
 class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -120,6 +160,8 @@ FAMILIES: dict[str, tuple[Callable[..., nn.Module], Callable[[Any, Mapping[str, 
     "infer": (mlp, lambda net, given: net(given["x"])),
     "cnn": (cnn, _loss),
     "resnet": (ResNet, _loss),
+    "mobile": (Mobile, _loss),
+    "dense": (Dense, _loss),
     "gpt": (GPT, _tokens),
     "lstm": (Tagger, _tokens),
     "elementwise": (nn.Identity, _elementwise),

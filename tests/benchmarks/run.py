@@ -41,7 +41,7 @@ CONTENDERS = (
     "graphc", "torch-eager", "torch-compile", "torch-channels_last", "torch-compile_channels_last", "jax",
     "tensorflow-graph", "tensorflow-xla", "onnxruntime", "pytensor",
 )  # fmt: skip
-IMAGES = ("cnn", "resnet")
+IMAGES = ("cnn", "resnet", "mobile", "dense")
 TURNS = 8
 TOLERANCE = 2e-3  # of a loss after three steps, relative; sums of many terms are added in other orders
 

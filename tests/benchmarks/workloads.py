@@ -102,6 +102,44 @@ class ResNet(nn.Module):
         return self.fc(gx.mean(self.blocks(gx.relu(self.bn(self.stem(x)))), (2, 3)))
 
 
+class Mobile(nn.Module):
+    """Depthwise convolutions, each before a 1x1 convolution to the next width; all but the first halve the image."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(widths[0])
+        pairs = list(itertools.pairwise(widths))
+        self.deep = nn.ModuleList(nn.Conv2d(a, a, 3, 1 + (n > 0), 1, 1, a, False) for n, (a, _) in enumerate(pairs))
+        self.wide = nn.ModuleList(nn.Conv2d(a, b, 1, bias=False) for a, b in pairs)
+        self.bn1, self.bn2 = (nn.ModuleList(nn.BatchNorm2d(pair[k]) for pair in pairs) for k in (0, 1))
+        self.fc = nn.Linear(widths[-1], CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        x = gx.relu6(self.bn(self.stem(x)))
+        for deep, bn1, wide, bn2 in zip(self.deep, self.bn1, self.wide, self.bn2, strict=True):
+            x = gx.relu6(bn2(wide(gx.relu6(bn1(deep(x))))))
+        return self.fc(gx.mean(x, (2, 3)))
+
+
+class Dense(nn.Module):
+    """Convolutions of all that there is, whose results are put beside it."""
+
+    def __init__(self, width: int, growth: int, layers: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        widths = [width + n * growth for n in range(layers + 1)]
+        self.bn = nn.ModuleList(nn.BatchNorm2d(a) for a in widths[:-1])
+        self.conv = nn.ModuleList(nn.Conv2d(a, growth, 3, padding=1, bias=False) for a in widths[:-1])
+        self.fc = nn.Linear(widths[-1], CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        x = self.stem(x)
+        for bn, conv in zip(self.bn, self.conv, strict=True):
+            x = gx.concat([x, conv(gx.relu(bn(x)))], 1)
+        return self.fc(gx.mean(x, (2, 3)))
+
+
 class Block(nn.Module):
     """A transformer block: attention and a feed-forward net, each behind a layer norm."""
 
@@ -211,6 +249,25 @@ def _resnet(name: str, batch: int, image: int, *widths: int) -> Workload:
     )  # fmt: skip
 
 
+def _mobile(name: str, batch: int, image: int, *widths: int) -> Workload:
+    shapes = [(3, widths[0], 3, image**2)]
+    for n, (a, b) in enumerate(itertools.pairwise(widths)):
+        shapes += [(1, a, 3, (image >> n) ** 2), (a, b, 1, (image >> n) ** 2)]
+    return Workload(
+        name, "mobile", widths, "train", lambda: _classified((batch, 3, image, image), CLASSES),
+        lambda: Mobile(*widths), _loss, _conv_flops(shapes, batch),
+    )  # fmt: skip
+
+
+def _dense(name: str, batch: int, image: int, width: int, growth: int, layers: int) -> Workload:
+    shapes = [(3, width, 3, image**2), *((width + n * growth, growth, 3, image**2) for n in range(layers))]
+    sizes = width, growth, layers
+    return Workload(
+        name, "dense", sizes, "train", lambda: _classified((batch, 3, image, image), CLASSES),
+        lambda: Dense(*sizes), _loss, _conv_flops(shapes, batch),
+    )  # fmt: skip
+
+
 def _gpt(name: str, batch: int, layers: int, width: int, heads: int, length: int, vocabulary: int) -> Workload:
     each = layers * (12 * width * width + 2 * length * width) + width * vocabulary
     sizes = layers, width, heads, length, vocabulary
@@ -281,6 +338,8 @@ OTHERS = {
         _resnet("resnet_deep", 8, 64, 32, 64, 128, 256),
         _resnet("resnet_narrow", 128, 16, 8, 16, 32),
         _resnet("resnet_full", 16, 32, 64, 128, 256, 512),
+        _mobile("mobile", 32, 32, 32, 64, 128, 256),
+        _dense("dense", 16, 32, 24, 12, 6),
         _gpt("gpt_small", 32, 2, 64, 2, 64, 65),
         _gpt("gpt_long", 4, 4, 192, 6, 256, 100),
         _gpt("gpt_wide", 2, 2, 512, 8, 128, 1000),
@@ -294,7 +353,7 @@ OTHERS = {
         _norm("norm_few", 64, 4096),
     )
 }
-"""Other sizes of the same families."""
+"""Other sizes of the same families, and other mixes of the same layers."""
 
 ALL = WORKLOADS | OTHERS
 
