@@ -78,7 +78,7 @@ def conv2d(
         seen = windows(image, pair(size, "kernel_size"), strides, steps)
         result = Tensor(ops.contract(seen.value, filters.value, spec="ncyxij,ocij->noyx"))
     else:
-        parted = reshape(image, (image.shape[0], groups, *weight.shape[1:2], *image.shape[2:]))
+        parted = reshape(image, (image.shape[0], groups, weight.shape[1], *image.shape[2:]))
         seen = windows(parted, pair(size, "kernel_size"), strides, steps)
         parts = reshape(filters, (groups, outputs // groups, *weight.shape[1:]))
         result = Tensor(ops.contract(seen.value, parts.value, spec="ngcyxij,gocij->ngoyx"))

@@ -5,7 +5,7 @@ After:  `%2 = contract %1, %w spec="ncyxij,ocij->nyxo"`, `%3 = relu %2`; what ne
 
 A convolution's result is given with the filters' letter innermost, along which vectors run without gaps whatever the
 image's size. The order is handed on by whatever can work in it (`_RULES`): elementwise work, pads, slices, windows,
-reductions; a contraction takes it as the order of its letters, and everything else gets a transpose.
+concats, reductions; a contraction takes it as the order of its letters, and everything else gets a transpose.
 """
 
 from __future__ import annotations
@@ -91,17 +91,18 @@ def _inverse(order: Order) -> Order:
 # Contractions --------------------------------------------------------------------------------------------------
 
 
-def _channels_last(node: Node) -> Order | None:
-    """The order for the result of a convolution, with what only the filters have innermost; None for other products.
-
-    A few phases of a place (`phases.split_phases`) stay behind it.
-    """
+def _convolutions(node: Node) -> Iterator[tuple[Node, Order, int]]:
+    """(windows, the order of the result with what only the filters have innermost, how many channels these are) for
+    each way in which a node is a convolution. A few phases of a place (`phases.split_phases`) stay behind it."""
     if node.op.name != "contract":
-        return None
-    *_, result = letters(node.attrs["spec"])
-    for windows, image, filters in _convolutions(node):
-        places = [image[axis] for axis in windows.attrs["axes"]]
-        extents = dict(zip(result, node.output.type.extents))
+        return
+    first, second, result = letters(node.attrs["spec"])
+    extents = dict(zip(result, node.output.type.extents))
+    for value, image, filters in ((node.inputs[0], first, second), (node.inputs[1], second, first)):
+        windows = made_by(value, "windows")
+        places = [image[axis] for axis in windows.attrs["axes"]] if windows else []
+        if windows is None or not all(place in result for place in places):
+            continue
         groups: list[str] = []
         for c in result:
             if groups and groups[-1] in places and c not in image and extents[c] < FEWEST_CHANNELS:
@@ -110,19 +111,14 @@ def _channels_last(node: Node) -> Order | None:
                 groups.append(c)
         groups.sort(key=lambda group: (group[0] in filters, group[0] not in image))
         order = tuple(result.index(c) for group in groups for c in group)
-        channels = prod(extents[group[0]] for group in groups if group[0] in filters)
-        if channels >= FEWEST_CHANNELS and order != tuple(range(len(result))):
-            return order
-    return None
+        yield windows, order, prod(extents[group[0]] for group in groups if group[0] in filters)
 
 
-def _convolutions(node: Node) -> Iterator[tuple[Node, str, str]]:
-    """(windows, their letters, the filters' letters) for each way in which a contraction is a convolution."""
-    first, second, result = letters(node.attrs["spec"])
-    for value, image, filters in ((node.inputs[0], first, second), (node.inputs[1], second, first)):
-        windows = made_by(value, "windows")
-        if windows and all(image[axis] in result for axis in windows.attrs["axes"]):
-            yield windows, image, filters
+def _channels_last(node: Node) -> Order | None:
+    """The order for the result of a convolution with channels enough; None for other products."""
+    plain = tuple(range(node.output.type.rank)) if node.op.name == "contract" else ()
+    orders = (order for _, order, channels in _convolutions(node) if channels >= FEWEST_CHANNELS and order != plain)
+    return next(orders, None)
 
 
 def _plain_images(graph: Graph) -> set[Node]:
@@ -132,11 +128,9 @@ def _plain_images(graph: Graph) -> set[Node]:
     """
     found: set[Node] = set()
     for node in graph.nodes:
-        if node.op.name != "contract" or _channels_last(node):
-            continue
-        for windows, _, _ in _convolutions(node):
+        for windows, _, channels in _convolutions(node):
             pad = made_by(windows.inputs[0], "pad")
-            found |= {windows, pad} if pad else set()
+            found |= {windows, pad} if pad and channels < FEWEST_CHANNELS else set()
     return found
 
 

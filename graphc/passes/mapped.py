@@ -114,10 +114,13 @@ def _reshape(node: Node, axes: Axes) -> Found:
     """The axis with as many elements before it: there the batch is outermost, too."""
     (axis,) = axes
     assert axis is not None
-    before, after = node.inputs[0].type.extents, node.output.type.extents
-    outside = prod(before[:axis])
-    places = [place for place in range(len(after)) if prod(after[:place]) == outside and after[place] > 1]
-    return places[0] if places else Role.OTHER
+    place = _behind(node.output.type.extents, prod(node.inputs[0].type.extents[:axis]))
+    return Role.OTHER if place is None else place
+
+
+def _behind(extents: Sequence[int], count: int) -> int | None:
+    """The axis of more than one element that has so many elements before it."""
+    return next((a for a, extent in enumerate(extents) if extent > 1 and prod(extents[:a]) == count), None)
 
 
 def _slice(node: Node, axes: Axes) -> Found:
@@ -200,8 +203,8 @@ def axis_before(node: Node, axis: int) -> int | None:
     if node.op.name != "reshape":
         return None
     before, after = node.inputs[0].type.extents, node.output.type.extents
-    outside, length = prod(after[:axis]), after[axis]
-    return next((a for a, extent in enumerate(before) if extent == length and prod(before[:a]) == outside), None)
+    place = _behind(before, prod(after[:axis]))
+    return place if place is not None and before[place] == after[axis] else None
 
 
 # Loops ---------------------------------------------------------------------------------------------------------

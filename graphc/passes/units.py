@@ -17,6 +17,7 @@ from math import prod
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.op import Call, Elementwise, Generator, Movement, Scan
 from graphc.passes.forms import is_splat_or_position
+from graphc.passes.rewrite import made_by
 from graphc.passes.sink import is_squeeze
 
 RECOMPUTE_COST = 4  # of a cheap node with all cheap nodes above it
@@ -93,8 +94,8 @@ def _is_read_anew(node: Node, cone: Cone) -> bool:
 def _interleaves(node: Node) -> bool:
     """Whether it is a reshape that puts repeated elements side by side along the innermost axis: read in place, every
     vector along it would be gathered."""
-    spread = node.inputs[0].node
-    if node.op.name != "reshape" or spread is None or spread.op.name != "broadcast":
+    spread = made_by(node.inputs[0], "broadcast")
+    if node.op.name != "reshape" or spread is None:
         return False
     extents = node.inputs[0].type.extents
     last = next((extent for extent in reversed(node.output.type.extents) if extent > 1), 1)
