@@ -46,6 +46,7 @@ FEWEST_ROWS = 48  # that make narrow tiles worth while
 ROWS_TO_PACK = 96  # that make copying a panel worth while where its lines compete for the cache
 BLOCKS = 16  # that pack what they read: large ones
 FEW_STRIPS = 8  # that are not divided well however wide they are
+FEWEST_TILES = 2  # of rows in a strip that is cut for the sake of more blocks
 HIGH, ROW_PARTS = 256, 8  # rows of a result that is cut into so many parts of its rows
 MOST_PARTS = 8  # of a deep sum, added up side by side
 SLABS = 16 * 1024 * 1024  # bytes of partial sums
@@ -87,7 +88,7 @@ class _Choice:
                 unroll=unroll,
                 blocks=blocks,
                 across=int(across),
-                strip=_strip(roles, rows, pack, roles.deep // (parts * steps) * itemsize, target),
+                strip=_strip(roles, rows, broad, pack, blocks, roles.deep // (parts * steps) * itemsize, target),
                 parts=parts,
                 steps=steps,
                 pack=pack,
@@ -231,8 +232,9 @@ def _is_cut_across(roles: Roles, pack: int, itemsize: int, target: Target) -> bo
     return bool(roles.batch) and pack != PACK_EACH and roles.is_panel_shared and panel > max(left, target.l2)
 
 
-def _strip(roles: Roles, rows: int, pack: int, piece: int, target: Target) -> int:
-    """Tiles of rows that pass over a strip before the next: as many as the cache holds, in equal parts.
+def _strip(roles: Roles, rows: int, broad: int, pack: int, blocks: int, piece: int, target: Target) -> int:
+    """Tiles of rows that pass over a strip before the next: as many as the cache holds, in equal parts, and no more
+    than leave as many parts of the result as there should be blocks.
 
     Those of several points of the batch, where all of these have one panel, of which the cache holds no more.
     """
@@ -243,6 +245,9 @@ def _strip(roles: Roles, rows: int, pack: int, piece: int, target: Target) -> in
     chunks = -(-tiles * rows * piece // target.l2) or 1
     if pack == PACK_FIRST and _is_tall(roles):
         chunks = max(chunks, ROW_PARTS)
+    elif pack != PACK_EACH:
+        wanted = -(-blocks // (roles.copies * max(1, roles.width // broad)))
+        chunks = max(chunks, min(wanted, tiles // FEWEST_TILES))
     return max(1, -(-tiles // chunks))
 
 
