@@ -19,9 +19,12 @@ from graphc.codegen.emit import emit
 from graphc.codegen.step import emit_modules, scratch_bytes
 from graphc.errors import ArgumentError
 from graphc.ir.graph import Graph, Value, build
+from graphc.ir.index import Index
 from graphc.ir.types import DType, TensorType
 from graphc.loops import interpret, schedule, tiling
+from graphc.loops.contract import grid
 from graphc.loops.lower import lower
+from graphc.loops.roles import assign, axes_of
 from graphc.loops.target import AARCH64, AVX512
 from graphc.loops.verify import verify
 from graphc.passes import manager
@@ -232,6 +235,26 @@ def test_a_deep_sum_is_cut_into_steps_where_what_is_read_again_would_leave_the_c
     assert tiling.choose(*product("nn", DType.F32, 32, 2048, 2048), AVX512).steps > 1  # lines compete
     assert tiling.choose(*product("nn", DType.F32, 32, 2000, 2048), AVX512).steps == 1
     assert tiling.choose(*product("tn", DType.F32, 128, 500, 2048), AVX512).steps > 1  # 128 rows of 2048 fill it
+
+
+@pytest.mark.parametrize("shape", [("nt", 2048, 128, 128), ("tn", 128, 128, 2048)], ids=lambda shape: shape[0])
+def test_products_of_few_columns_are_blocks_for_many_threads(shape: tuple[str, int, int, int]) -> None:
+    """Strips of columns alone would be four at most, and a result has no others."""
+    name, *extents = shape
+    body, form = product(name, DType.F32, *extents)
+    axes = axes_of(body, form)
+    chosen = tiling.choose(body, form, AVX512)
+    assert grid(assign(axes, chosen.axis), chosen, chosen.blocks).blocks >= 16
+
+
+def test_a_thread_reads_its_part_of_the_larger_operand() -> None:
+    """Blocks that follow each other are of the same rows, or of the same columns where rows are longer."""
+    first, second = Index(0), Index(1)
+    for extents, shared in (((4096, 256, 256), 1), ((256, 4096, 256), 2)):
+        body, form = product("nn", DType.F32, *extents)
+        chosen = replace(tiling.choose(body, form, AVX512), pack=schedule.PACK_FIRST, strip=4, blocks=1024)
+        cut = grid(assign(axes_of(body, form), chosen.axis), chosen, chosen.blocks)
+        assert min(cut.parts[1:]) > 1 and cut.place(first)[shared] == cut.place(second)[shared]
 
 
 def test_matrices_times_vectors_side_by_side_are_dot_products() -> None:

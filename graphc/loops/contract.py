@@ -59,7 +59,11 @@ def lower_contract(body: Graph, form: Contract, name: str, schedule: ContractSch
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Grid:
-    """How tiles are divided into blocks that threads may share: parts of the batch, of rows and of columns."""
+    """How tiles are divided into blocks that threads may share: parts of the batch, of rows and of columns.
+
+    Blocks that follow each other, which often one thread does, are of the same columns if a row of the result is longer
+    than a column, and of the same rows if not: so they read the same part of the larger operand.
+    """
 
     lead: Sequence[Group]  # of the batch, divided; the others are walked inside
     rest: Sequence[Group]
@@ -67,10 +71,20 @@ class Grid:
     strips: int  # full ones, along the columns
     parts: tuple[int, int, int]
     lengths: tuple[int, int, int]  # of a part: points of `lead`, tiles, strips
+    is_wide: bool  # rows are longer than columns
 
     @property
     def blocks(self) -> int:
         return prod(self.parts)
+
+    def place(self, block: Index) -> tuple[Index, Index, Index]:
+        """Which parts a block is of."""
+        points, rows, cols = self.parts
+        if self.is_wide:
+            point, col, row = unflatten(block, (points, cols, rows))
+        else:
+            point, row, col = unflatten(block, (points, rows, cols))
+        return point, row, col
 
 
 def grid(roles: Roles, schedule: ContractSchedule, wanted: int) -> Grid:
@@ -87,7 +101,7 @@ def grid(roles: Roles, schedule: ContractSchedule, wanted: int) -> Grid:
     rows, down = _cut(tiles, shared, min(schedule.strip, tiles))
     if not schedule.across:
         cols, along = _cut(strips, -(-wanted // (points * rows)), 1)
-    return Grid(lead, rest, tiles, strips, (points, rows, cols), (length, down, along))
+    return Grid(lead, rest, tiles, strips, (points, rows, cols), (length, down, along), roles.width > roles.height)
 
 
 def tile_of(roles: Roles, schedule: ContractSchedule) -> tuple[int, int]:
@@ -168,7 +182,7 @@ class _Kernel:
             self.scratch.append(buffer)
 
             def packed(number: Index, block: Index) -> tuple[Factors, Prepare | None]:
-                _, _, col_part = unflatten(block, plan.parts)
+                _, _, col_part = plan.place(block)
                 panel, fill = of(number, col_part * (along * self.broad))
                 return Factors(own, panel, pieces), fill
 
@@ -280,7 +294,7 @@ class _Kernel:
         the cache holds: then down each strip the tiles of several points.
         """
         roles, point, high, broad = self.roles, self.point, self.high, self.broad
-        part, row_part, col_part = unflatten(block, plan.parts)
+        part, row_part, col_part = plan.place(block)
         length, down, along = plan.lengths
         step = min(self.schedule.strip, plan.tiles) if prepare is None else down
         lanes = min(self.schedule.lanes, _power(broad)) if roles.dots else self.schedule.lanes

@@ -246,7 +246,7 @@ def _strip(roles: Roles, rows: int, broad: int, pack: int, blocks: int, piece: i
     if pack == PACK_FIRST and _is_tall(roles):
         chunks = max(chunks, ROW_PARTS)
     elif pack != PACK_EACH:
-        wanted = -(-blocks // (roles.copies * max(1, roles.width // broad)))
+        wanted = blocks // (roles.copies * max(1, roles.width // broad))
         chunks = max(chunks, min(wanted, tiles // FEWEST_TILES))
     return max(1, -(-tiles // chunks))
 
