@@ -39,6 +39,8 @@ PROLOGUE_COST = 4  # of stored work on a contraction's operands, which is repeat
 GROUP_LIMIT = 96  # units in one kernel; bounds the cost of classifying the joins
 LAUNCH_BYTES = 256  # memory traffic that takes about as long as starting one more kernel
 OPERATIONS_PER_BYTE = 2  # that take no longer than storing or loading it
+FAR = 1024 * 1024  # bytes of a value that will be in no near cache when it is read
+FAR_COST, FAR_OPERATIONS_PER_BYTE = 12, 2.5  # what is recomputed then, functions too, and for how much
 
 # When a producer of one form is joined with a consumer of another: 0 before siblings, then 1, then 2.
 _STAGES: dict[tuple[type[Form], type[Form]], int] = {
@@ -304,7 +306,7 @@ class _Fusion:
         if self.forms[group] is None:
             return
         members = [self.units[member] for member in self.groups.members[group]]
-        light = {unit.node.output: unit for unit in members if 0 < work(unit) <= RECOMPUTE_COST}
+        light = {unit.node.output: unit for unit in members if 0 < work(unit) <= _recomputed(unit.node.output)[0]}
         outputs = self._outputs(self.groups.members[group])
         stored = {value for value in outputs if self._must_store(value, group)}
         if all(value in stored or value not in light for value in outputs):
@@ -317,7 +319,8 @@ class _Fusion:
         cut = cheapest_cut(weights, {value: unit.reads for value, unit in light.items()}, wanted)
         between = self._between(wanted, cut, light)
         saved = sum(weights[v] for v in wanted if v not in cut) - sum(weights[v] for v in cut if v not in wanted)
-        if between and sum(work(unit) * size(value) for value, unit in between.items()) <= OPERATIONS_PER_BYTE * saved:
+        price = max((_recomputed(value)[1] for value in wanted), default=0)
+        if between and sum(work(unit) * size(value) for value, unit in between.items()) <= price * saved:
             self._recompute(group, between, [value for value in wanted if value in between])
 
     def _between(self, wanted: Iterable[Value], cut: set[Value], light: Mapping[Value, Unit]) -> dict[Value, Unit]:
@@ -385,3 +388,9 @@ class _Fusion:
         outputs = [new.get(value, value) for value in graph.outputs]
         next = [(state, new.get(value, value)) for state, value in graph.next]
         return build(graph.name, graph.inputs, outputs, next, graph.state)
+
+
+def _recomputed(value: Value) -> tuple[float, float]:
+    """The work of a node that is recomputed rather than stored, and all of it for each byte that is not stored."""
+    is_far = value.type.nbytes >= FAR
+    return (FAR_COST, FAR_OPERATIONS_PER_BYTE) if is_far else (RECOMPUTE_COST, OPERATIONS_PER_BYTE)
