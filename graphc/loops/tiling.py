@@ -30,6 +30,7 @@ PAGES = 32  # that the processor can address at once
 PAGE_WALK = 1.0  # cycles to come to another page, which are mostly hidden
 ALIASED_WALK = 2.0  # the same where its lines compete with those of the page before
 FROM_MEMORY = 32  # times as long where that page is in no cache
+FAR_LINE = 4.0  # cycles to come to a line of the left operand that has left the first-level cache
 FAR_VECTOR = 0.3  # cycles that a vector of the panel adds when the panel does not stay in the first-level cache
 FROM_L1, FROM_L2, FROM_L3 = 0.5, 1.25, 2.3  # cycles for a vector from a level of the cache, one behind the other
 SEEN = 0.25  # of what loads take beyond the first level, behind other work
@@ -95,6 +96,7 @@ class _Choice:
                 fma=int(target.fma),
             )
             total = cost * roles.copies * _uneven(roles, schedule, broad)
+            total += _far_lines(roles, schedule, broad, itemsize, target)
             yield _Choice(total + _traffic(axes, roles, pack, broad, itemsize), schedule)
 
 
@@ -138,6 +140,18 @@ def _lines(roles: Roles, itemsize: int) -> float:
         return 0.0
     pitch = min(abs(roles.left.stride(group)) for group in roles.depth) * itemsize
     return max(0.0, min(1.0, pitch / CACHE_LINE) - itemsize / CACHE_LINE)
+
+
+def _far_lines(roles: Roles, schedule: ContractSchedule, broad: int, itemsize: int, target: Target) -> float:
+    """Cycles for lines of the left operand that several tiles of rows share, where a piece of the depth comes to more
+    of them than the first-level cache holds, each on another page: every tile fetches them again, and late."""
+    if not roles.depth or abs(roles.left.stride(roles.rows)) * itemsize >= CACHE_LINE:
+        return 0.0
+    piece = roles.deep // (schedule.parts * schedule.steps)
+    pitch = min(abs(roles.left.stride(group)) for group in roles.depth) * itemsize
+    if pitch < PAGE or piece * CACHE_LINE <= target.l1:
+        return 0.0
+    return FAR_LINE * roles.copies * -(-roles.height // schedule.rows) * -(-roles.width // broad) * roles.deep
 
 
 def _strips(roles: Roles, lanes: int, vectors: int, rows: int, walk: float, far: bool) -> float:

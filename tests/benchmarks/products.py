@@ -33,7 +33,7 @@ import graphc as gx
 Array = np.ndarray[Any, Any]
 SPECS = {"nn": "mk,kn->mn", "nt": "mk,nk->mn", "tn": "km,kn->mn"}  # n: as it is multiplied; t: transposed in memory
 TURNS = 3
-PAUSE = 0.04  # seconds; OpenBLAS's threads spin for about half of it
+LOOK = 0.02  # seconds; a process at rest uses a tenth of them at most
 STACK = 2 * 1024 * 1024  # bytes of a stack of small products: long enough for the call itself not to matter
 
 
@@ -139,12 +139,22 @@ def pair(product: Product, dtype: Any, threads: int, *, stacked: bool = False, n
     return calls
 
 
-def compare(calls: Sequence[Call], seconds: float, pause: float) -> list[float]:
+def rest() -> None:
+    """Wait until no thread of this process works: OpenBLAS's spin after a call, for 25 or 100 ms as it was built, and
+    would take a processor from the next contender."""
+    working = True
+    while working:
+        before = time.process_time()
+        time.sleep(LOOK)
+        working = time.process_time() - before > LOOK / 10
+
+
+def compare(calls: Sequence[Call], seconds: float) -> list[float]:
     """Median seconds of each call."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(TURNS):
         for call, found in zip(calls, times, strict=True):
-            time.sleep(pause)
+            rest()
             found += turn(call, seconds / TURNS)
     return [median(found) for found in times]
 
@@ -173,7 +183,7 @@ def section(title: str, products: Sequence[Product], threads: int, seconds: floa
         text = f"{product!s:22}"
         for dtype in (np.float32, np.float64):
             with threadpool_limits(threads, user_api="blas"):
-                own, other = compare(pair(product, dtype, threads, **how), seconds, PAUSE if threads > 1 else 0.0)
+                own, other = compare(pair(product, dtype, threads, **how), seconds)
             work = product.flops * (product.stack(np.dtype(dtype).itemsize) if how.get("stacked") else 1)
             text += f"{other / own:8.2f} x {work / own / 1e9:7.1f} GFLOP/s    "
             records.append(
