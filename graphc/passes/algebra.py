@@ -22,6 +22,18 @@ def _one(x: Value) -> Value:
     return ops.full_like(x, 1)
 
 
+def _always(x: Value) -> Value:
+    return ops.full(x.shape, True, BOOL)
+
+
+def _never(x: Value) -> Value:
+    return ops.full(x.shape, False, BOOL)
+
+
+def _fourth_power(x: Value) -> Value:
+    return ops.mul(ops.mul(x, x), ops.mul(x, x))
+
+
 def _softplus(x: Value) -> Value:
     """log(1 + e**x) without overflow."""
     return ops.add(ops.relu(x), ops.log1p(ops.exp(ops.neg(ops.abs(x)))))
@@ -48,13 +60,29 @@ IDENTITIES = (
     Rule("x**1 = x", lambda x: ops.pow(x, _one(x)), lambda x: x),
     Rule("x**2 = x x", lambda x: ops.pow(x, ops.full_like(x, 2)), lambda x: ops.mul(x, x)),
     Rule("x**3 = x x x", lambda x: ops.pow(x, ops.full_like(x, 3)), lambda x: ops.mul(x, ops.mul(x, x))),
+    Rule("x**4 = (x x) (x x)", lambda x: ops.pow(x, ops.full_like(x, 4)), _fourth_power),
+    # NumPy, torch and JAX take roots, too, which differ from powers at -inf, and the second at -0.
+    Rule("x**0.5 = sqrt(x)", lambda x: ops.pow(x, ops.full_like(x, 0.5)), ops.sqrt),
+    Rule("x**-0.5 = rsqrt(x)", lambda x: ops.pow(x, ops.full_like(x, -0.5)), ops.rsqrt),
+    Rule(
+        "x**-1 = 1 / x",
+        lambda x: ops.pow(x, ops.full_like(x, -1)),
+        lambda x: ops.div(_one(x), x),
+        unless=lambda x: not x.dtype.is_float,  # an integer's is 0, 1 or -1
+    ),
     Rule("1 / sqrt(x) = rsqrt(x)", lambda x: ops.div(_one(x), ops.sqrt(x)), ops.rsqrt),
     Rule("|-x| = |x|", lambda x: ops.abs(ops.neg(x)), ops.abs),
     Rule("||x|| = |x|", lambda x: ops.abs(ops.abs(x)), ops.abs),
     Rule("relu(relu(x)) = relu(x)", lambda x: ops.relu(ops.relu(x)), ops.relu),
     Rule("not not a = a", lambda a: ops.logical_not(ops.logical_not(a)), lambda a: a, (BOOL,)),
+    Rule("a and true = a", lambda a: ops.logical_and(a, _one(a)), lambda a: a, (BOOL,)),
+    Rule("a and false = false", lambda a: ops.logical_and(a, _zero(a)), _zero, (BOOL,)),
+    Rule("a or false = a", lambda a: ops.logical_or(a, _zero(a)), lambda a: a, (BOOL,)),
+    Rule("a or true = true", lambda a: ops.logical_or(a, _one(a)), _one, (BOOL,)),
     Rule("a and a = a", lambda a: ops.logical_and(a, a), lambda a: a, (BOOL,)),
     Rule("a or a = a", lambda a: ops.logical_or(a, a), lambda a: a, (BOOL,)),
+    Rule("where(true, x, y) = x", lambda x, y: ops.where(_always(x), x, y), lambda x, y: x),
+    Rule("where(false, x, y) = y", lambda x, y: ops.where(_never(x), x, y), lambda x, y: y),
     Rule("where(a, x, x) = x", lambda a, x: ops.where(a, x, x), lambda a, x: x, (BOOL, F32)),
     Rule(
         "where(not a, x, y) = where(a, y, x)",

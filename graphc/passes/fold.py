@@ -5,6 +5,7 @@ A value that repeats one number stays a scalar constant and a broadcast, however
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,20 +41,27 @@ def _evaluated(node: Node, inputs: tuple[Value, ...]) -> Value | None:
         return ops.constant(value=Literal.of(op.evaluate(**node.attrs))) if isinstance(node.attrs["dim"], int) else None
     if not inputs or (op.name == "broadcast" and inputs[0].type.rank == 0):
         return None
-    numbers = [number_of(value) for value in inputs]
     result = node.output.type
-    if all(number is not None for number in numbers):
-        match op.kind:
-            case Elementwise():
-                scalars = [np.asarray(n, v.dtype.numpy) for n, v in zip(numbers, inputs, strict=True)]
-                return ops.full(result.shape, _item(op.evaluate(*scalars, **node.attrs)), result.dtype)
-            case Movement() if op.name not in ("pad", "unwindows", "concat"):
-                return ops.full(result.shape, numbers[0], result.dtype)
+    number = number_of(inputs[0])
+    if number is not None and isinstance(op.kind, Movement) and op.name not in ("pad", "unwindows", "concat"):
+        return ops.full(result.shape, number, result.dtype)
+    found = work_on_numbers(node, inputs)
+    if found is not None:
+        return found
     literals = [literal_of(value) for value in inputs]
     if any(literal is None for literal in literals) or int(np.prod(result.extents)) > LARGEST:
         return None
     arrays = [literal.array for literal in literals if literal is not None]
     return ops.constant(value=Literal.of(op.evaluate(*arrays, **node.attrs)))
+
+
+def work_on_numbers(node: Node, inputs: Sequence[Value]) -> Value | None:
+    """What elementwise work on these operands is, where each repeats one number: a number, repeated."""
+    numbers = [number_of(value) for value in inputs]
+    if not isinstance(node.op.kind, Elementwise) or node.op.evaluate is None or None in numbers:
+        return None
+    scalars = [np.asarray(n, v.dtype.numpy) for n, v in zip(numbers, inputs, strict=True)]
+    return ops.full(node.output.shape, _item(node.op.evaluate(*scalars, **node.attrs)), node.output.dtype)
 
 
 def number_of(value: Value) -> Any:

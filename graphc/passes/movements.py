@@ -121,6 +121,20 @@ def reshape_of_broadcast(node: Node) -> Value | None:
     return ops.broadcast(x, shape=shape, axes=[places[full.index(a)] for a in axes])
 
 
+def slice_of_reshape(node: Node) -> Value | None:
+    """slice(reshape(x)) = reshape(slice(x)) where only axes of extent 1 come or go"""
+    inner = made_by(node.inputs[0], "reshape")
+    if inner is None or 0 in node.output.shape:
+        return None
+    (x,), attrs = inner.inputs, node.attrs
+    full = [a for a, d in enumerate(inner.output.shape) if d != 1]
+    if [d for d in x.shape if d != 1] != [inner.output.shape[a] for a in full]:
+        return None
+    ranges = iter([(attrs["start"][a], attrs["stop"][a], attrs["step"][a]) for a in full])
+    start, stop, step = zip(*((0, 1, 1) if d == 1 else next(ranges) for d in x.shape))
+    return ops.reshape(ops.slice(x, start=start, stop=stop, step=step), shape=node.output.shape)
+
+
 def work_before_movement(node: Node) -> Value | None:
     """f(m(x), m(y), 2) = m(f(x, y, 2)), where m is a broadcast or a reshape, the same for all operands"""
     if not isinstance(node.op.kind, Elementwise) or not node.inputs:
@@ -180,7 +194,7 @@ SIMPLIFICATIONS: dict[str, tuple[Simplification, ...]] = {
     "convert": (same,),
     "reshape": (same, reshape_twice, reshape_of_broadcast),
     "transpose": (same, transpose_twice),
-    "slice": (same, slice_of_slice, slice_of_windows, slice_of_pad),
+    "slice": (same, slice_of_slice, slice_of_windows, slice_of_pad, slice_of_reshape),
     "pad": (same,),
     "reverse": (same,),
     "broadcast": (same, broadcast_twice, broadcast_of_ones),

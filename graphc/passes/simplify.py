@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from graphc.errors import PassError
 from graphc.ir.graph import Graph, Node, Value, copy_node, rebuild
 from graphc.passes.algebra import RULES
+from graphc.passes.fold import work_on_numbers
 from graphc.passes.manager import graph_pass
 from graphc.passes.movements import SIMPLIFICATIONS, UNSHARED, Simplification, work_before_movement
 from graphc.passes.rewrite import by_root
@@ -61,6 +62,9 @@ class _Sweep:
 
 def _rewritten(node: Node, more: Sequence[Simplification]) -> Value | None:
     """What the first rule that fits makes of a node's value."""
+    number = work_on_numbers(node, node.inputs)
+    if number is not None:
+        return number
     for simplification in (*SIMPLIFICATIONS.get(node.op.name, ()), *more):
         found = simplification(node)
         if found is not None:
