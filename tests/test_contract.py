@@ -17,6 +17,7 @@ from graphc.ir.graph import Graph, Literal, Value, build
 from graphc.ir.types import DType, TensorType
 from graphc.loops import interpret, schedule, tiling
 from graphc.loops.lower import lower
+from graphc.loops.pack import divided
 from graphc.loops.roles import assign, axes_of
 from graphc.loops.target import AVX2, TARGETS
 from graphc.loops.text import parse_function, print_function
@@ -279,6 +280,27 @@ def test_rows_of_a_tile_are_neighbours_although_there_are_more_images() -> None:
     assert isinstance(form, Contract)
     rows = assign(axes_of(body, form), 3).rows
     assert rows is not None and rows.axes == (2,)
+
+
+def test_rows_of_a_depthwise_filters_gradient_are_its_taps() -> None:
+    """Else all of the images are read once for each of them."""
+    x, windows = windows_of(16, 6, 8)
+    body = build("body", [x, g := value((16, 6, 6, 8))], [ops.contract(g, windows, spec="nyxc,nyxjic->cji")])
+    form = classify(body)
+    assert isinstance(form, Contract)
+    roles = assign(axes_of(body, form), 0)
+    assert roles.rows is not None and roles.height == 9 and not roles.batch
+    check([x, g], list(body.outputs), 4)
+
+
+def test_a_deep_sum_over_images_is_cut_between_them() -> None:
+    """A piece of each of them would be read with what lies around it."""
+    x, windows = windows_of(16, 30, 8)
+    body = build("body", [x, g := value((16, 30, 30, 16))], [ops.contract(g, windows, spec="nyxo,nyxjic->ojic")])
+    form = classify(body)
+    assert isinstance(form, Contract)
+    roles = assign(axes_of(body, form), 0)
+    assert divided(roles.depth).extent == 16 and divided(roles.depth[1:]).extent == 30
 
 
 def test_a_panel_larger_than_the_cache_is_cut_across_and_shared_by_all_images() -> None:

@@ -76,6 +76,11 @@ class Axes:
             found.setdefault((first, second, axis < self.rank), []).append(axis)
         return found
 
+    def own(self, operand: Operand) -> list[Group]:
+        """Those of the result that this operand alone holds."""
+        first, second = self.operands
+        return self.groups(self.homes().get((operand is first, operand is second, True), ()))
+
     def _strides(self, axis: int) -> tuple[int, ...]:
         return tuple(-abs(operand.place.coefficient(self.variables[axis])) for operand in self.operands)
 
@@ -182,9 +187,9 @@ def assign(axes: Axes, axis: int) -> Roles:
     left, panel = axes.operands
     if last != NO_AXIS and last not in panel.axes:
         left, panel = panel, left
-    first, second = axes.operands
-    own = axes.groups(homes.get((left is first, left is second, True), ()))
-    others = axes.groups(homes.get((panel is first, panel is second, True), ()))
+    own, others = axes.own(left), axes.own(panel)
+    if last in left.axes and last in panel.axes and others and not own:
+        left, panel, own, others = panel, left, others, own
     found = [*own, *others, *axes.groups(homes.get((True, True, True), ()))]
     longest = max(others, key=lambda g: (g.extent, g.axes), default=None) if dots else None
     cols = next((g for g in found if axis in g.axes), longest)

@@ -18,7 +18,7 @@ from graphc.ir.index import ZERO, Condition, Index, Var
 from graphc.ir.source import Location
 from graphc.loops.ir import Buffer, Const, Expr, LoopKind, Scalar, dtype_of
 from graphc.loops.nest import Span, part_of, vectors, walk
-from graphc.loops.pack import Element, longest
+from graphc.loops.pack import Element, divided
 from graphc.loops.point import Point
 from graphc.loops.roles import Roles
 from graphc.loops.schedule import ContractSchedule
@@ -47,7 +47,7 @@ class Tile:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Factors:
-    """What is multiplied, and the depth: `pieces` equal pieces of the longest group, the last with what is left."""
+    """What is multiplied, and the depth: `pieces` equal pieces of one group, the last with what is left."""
 
     left: Element
     panel: Element
@@ -154,7 +154,7 @@ class Multiplier:
 
     def _pieces(self, count: int, piece: Index, body: Callable[[Sequence[Span]], None]) -> None:
         """`body` for a piece of the depth."""
-        cut = longest(self.roles.depth)
+        cut = divided(self.roles.depth)
         length, rest = divmod(cut.extent, count)
         body(part_of(self.roles.depth, cut, piece * length, length))
         if rest:

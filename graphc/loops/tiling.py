@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 from graphc.ir.graph import Graph
+from graphc.loops.pack import divided
 from graphc.loops.roles import NO_AXIS, Axes, Operand, Roles, assign, axes_of, candidates
 from graphc.loops.schedule import MOST_BLOCKS, PACK_EACH, PACK_FIRST, PACK_NEVER, ContractSchedule, share
 from graphc.loops.target import Target
@@ -293,18 +294,18 @@ def _pieces(roles: Roles, pack: int, broad: int, blocks: int, itemsize: int, tar
     read should stay in the cache until all strips have been over it: panels of a block, lines that compete, and rows
     of the other operand that would fill it.
     """
-    longest = max((group.extent for group in roles.depth), default=1)
+    most = divided(roles.depth).extent if roles.depth else 1
     if pack == PACK_EACH:
-        parts = max(1, min(MOST_PARTS, roles.deep // PIECE, longest, -(-blocks // -(-roles.width // broad))))
+        parts = max(1, min(MOST_PARTS, roles.deep // PIECE, most, -(-blocks // -(-roles.width // broad))))
         leaves = roles.height * roles.deep // parts * itemsize > target.l2
-        return parts, max(1, min(round(roles.deep / parts / PIECE), longest // parts)) if leaves else 1
+        return parts, max(1, min(round(roles.deep / parts / PIECE), most // parts)) if leaves else 1
     if roles.deep <= DEEPEST or (roles.dots and roles.deep <= 16 * DEEPEST):
         pitches = [abs(roles.panel.stride(group)) * itemsize for group in roles.depth]
         leaves = any(map(_aliased, pitches)) or 2 * roles.height * roles.deep * itemsize > target.l2
         in_place = pack == PACK_NEVER and not roles.dots
-        return 1, max(1, min(round(roles.deep / PIECE), longest)) if in_place and leaves else 1
+        return 1, max(1, min(round(roles.deep / PIECE), most)) if in_place and leaves else 1
     elements = roles.copies * roles.height * roles.width
-    parts = max(1, min(MOST_PARTS, roles.deep // DEEPEST, SLABS // (itemsize * elements), longest))
+    parts = max(1, min(MOST_PARTS, roles.deep // DEEPEST, SLABS // (itemsize * elements), most))
     piece = PIECE * (16 if roles.dots else 1)
-    steps = max(1, min(round(roles.deep / parts / piece), longest // parts))
+    steps = max(1, min(round(roles.deep / parts / piece), most // parts))
     return parts, steps
