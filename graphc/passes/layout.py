@@ -20,7 +20,7 @@ from graphc.ir.op import Elementwise, Generator
 from graphc.ir.source import located
 from graphc.ops.contraction import letters
 from graphc.passes.manager import graph_pass
-from graphc.passes.rewrite import made_by
+from graphc.passes.rewrite import grouped, made_by
 
 FEWEST_CHANNELS = 8  # with fewer, vectors along them would be mostly empty
 
@@ -244,7 +244,7 @@ def _sum(x: Value, axes: Sequence[int]) -> Value:
     view, extents = made_by(x, "reshape"), x.type.extents
     if view is None or made_by(view.inputs[0], "contract") is None or any(extents[axis] == 1 for axis in axes):
         return ops.reduce_sum(x, axes=axes)
-    groups = _groups(view.inputs[0].type.extents, extents)
+    groups = grouped(view.inputs[0].type.extents, extents)
     if any(0 < len(set(after) & set(axes)) < len(after) for _, after in groups):
         return ops.reduce_sum(x, axes=axes)
     summed = sorted(axis for before, after in groups if after[0] in axes for axis in before)
@@ -287,7 +287,7 @@ def _reshape(node: Node, given: Sequence[Laid]) -> Laid | None:
     before, after = node.inputs[0].type.extents, node.output.type.extents
     if 0 in before:
         return None
-    groups = {first[0]: (first, second) for first, second in _groups(before, after)}
+    groups = {first[0]: (first, second) for first, second in grouped(before, after)}
     found = [groups[axis] for axis in x.order if axis in groups]
     wanted = [axis for first, _ in found for axis in first]
     if wanted != [axis for axis in x.order if before[axis] != 1]:
@@ -297,21 +297,6 @@ def _reshape(node: Node, given: Sequence[Laid]) -> Laid | None:
         if extent == 1:
             order.insert(order.index(axis - 1) + 1 if axis else 0, axis)
     return Laid(ops.reshape(x.stored, shape=[node.output.shape[axis] for axis in order]), tuple(order))
-
-
-def _groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Axes before and after a reshape that hold the same elements, in the smallest groups; none of one element."""
-    found: list[tuple[list[int], list[int]]] = []
-    left, right = ([axis for axis, extent in enumerate(extents) if extent != 1] for extents in (before, after))
-    while left:
-        first, second = [left.pop(0)], [right.pop(0)]
-        while (a := prod(before[axis] for axis in first)) != (b := prod(after[axis] for axis in second)):
-            if a < b:
-                first.append(left.pop(0))
-            else:
-                second.append(right.pop(0))
-        found.append((first, second))
-    return found
 
 
 def _concat(node: Node, given: Sequence[Laid]) -> Laid:

@@ -22,7 +22,7 @@ from graphc.passes.convolution import (
     sum_of_unwindows,
 )
 from graphc.passes.fold import number_of
-from graphc.passes.rewrite import made_by
+from graphc.passes.rewrite import grouped, made_by
 from graphc.passes.softmax import exp_over_sum, gradient_of_softmax, log_of_sum_of_exp
 from graphc.passes.sums import reduce_nothing, sum_after_sum, sum_of_deviations, sum_of_negated, sum_of_sum
 
@@ -122,16 +122,20 @@ def reshape_of_broadcast(node: Node) -> Value | None:
 
 
 def slice_of_reshape(node: Node) -> Value | None:
-    """slice(reshape(x)) = reshape(slice(x)) where only axes of extent 1 come or go"""
-    inner = made_by(node.inputs[0], "reshape")
+    """slice(reshape(x)) = reshape(slice(x)) where the reshape neither splits nor joins the axes that are cut"""
+    inner, attrs = made_by(node.inputs[0], "reshape"), node.attrs
     if inner is None or 0 in node.output.shape:
         return None
-    (x,), attrs = inner.inputs, node.attrs
-    full = [a for a, d in enumerate(inner.output.shape) if d != 1]
-    if [d for d in x.shape if d != 1] != [inner.output.shape[a] for a in full]:
-        return None
-    ranges = iter([(attrs["start"][a], attrs["stop"][a], attrs["step"][a]) for a in full])
-    start, stop, step = zip(*((0, 1, 1) if d == 1 else next(ranges) for d in x.shape))
+    (x,), whole = inner.inputs, inner.output.type.extents
+    found = [(0, extent, 1) for extent in x.type.extents]
+    for before, after in grouped(x.type.extents, whole):
+        parts = [(attrs["start"][axis], attrs["stop"][axis], attrs["step"][axis]) for axis in after]
+        if parts == [(0, whole[axis], 1) for axis in after]:
+            continue
+        if len(before) > 1 or len(after) > 1:
+            return None
+        found[before[0]] = parts[0]
+    start, stop, step = zip(*found)
     return ops.reshape(ops.slice(x, start=start, stop=stop, step=step), shape=node.output.shape)
 
 

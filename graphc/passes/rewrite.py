@@ -12,8 +12,9 @@ ops match in either order.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from graphc.ir.graph import Node, Value
 from graphc.ir.types import DType, TensorType
@@ -70,6 +71,21 @@ def repeated(value: Value | None, axes: Iterable[int]) -> Value | None:
         return None
     kept = tuple(axis for axis in range(spread.output.type.rank) if axis not in axes)
     return spread.inputs[0] if spread.attrs["axes"] == kept else None
+
+
+def grouped(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Axes before and after a reshape that hold the same elements, in the smallest groups; none of one element."""
+    found: list[tuple[list[int], list[int]]] = []
+    left, right = ([axis for axis, extent in enumerate(extents) if extent != 1] for extents in (before, after))
+    while left:
+        first, second = [left.pop(0)], [right.pop(0)]
+        while (a := prod(before[axis] for axis in first)) != (b := prod(after[axis] for axis in second)):
+            if a < b:
+                first.append(left.pop(0))
+            else:
+                second.append(right.pop(0))
+        found.append((first, second))
+    return found
 
 
 def by_root(rules: Iterable[Rule]) -> dict[str, tuple[Rule, ...]]:
