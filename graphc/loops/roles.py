@@ -188,7 +188,7 @@ def assign(axes: Axes, axis: int) -> Roles:
     if last != NO_AXIS and last not in panel.axes:
         left, panel = panel, left
     own, others = axes.own(left), axes.own(panel)
-    if last in left.axes and last in panel.axes and others and not own:
+    if last in left.axes and last in panel.axes and others and not own:  # a depthwise filter's gradient: rows are taps
         left, panel, own, others = panel, left, others, own
     found = [*own, *others, *axes.groups(homes.get((True, True, True), ()))]
     longest = max(others, key=lambda g: (g.extent, g.axes), default=None) if dots else None
