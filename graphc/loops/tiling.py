@@ -90,7 +90,7 @@ class _Choice:
                 unroll=unroll,
                 blocks=blocks,
                 across=int(across),
-                strip=_strip(roles, rows, broad, pack, blocks, roles.deep // (parts * steps) * itemsize, target),
+                strip=_strip(roles, rows, broad, pack, blocks, (parts, steps), itemsize, target),
                 parts=parts,
                 steps=steps,
                 pack=pack,
@@ -247,20 +247,23 @@ def _is_cut_across(roles: Roles, pack: int, itemsize: int, target: Target) -> bo
     return bool(roles.batch) and pack != PACK_EACH and roles.is_panel_shared and panel > max(left, target.l2)
 
 
-def _strip(roles: Roles, rows: int, broad: int, pack: int, blocks: int, piece: int, target: Target) -> int:
+def _strip(
+    roles: Roles, rows: int, broad: int, pack: int, blocks: int, pieces: tuple[int, int], itemsize: int, target: Target
+) -> int:
     """Tiles of rows that pass over a strip before the next: as many as the cache holds, in equal parts, and no more
-    than leave as many parts of the result as there should be blocks.
+    than leave as many parts of the result as there should be blocks (unless a piece of the panel should stay in the
+    cache until all rows have been over it).
 
     Those of several points of the batch, where all of these have one panel, of which the cache holds no more.
     """
-    tiles = roles.height // rows
+    tiles, (_, steps), piece = roles.height // rows, pieces, roles.deep // prod(pieces) * itemsize
     if pack != PACK_EACH and roles.batch and roles.is_panel_shared and roles.width * piece > target.l2 // 2:
         each = prod(roles.left.source.type.extents) // (roles.copies * tiles) * roles.left.source.dtype.itemsize
         return max(tiles, target.l2 // 2 // max(1, each))
     chunks = -(-tiles * rows * piece // target.l2) or 1
     if pack == PACK_FIRST and _is_tall(roles):
         chunks = max(chunks, ROW_PARTS)
-    elif pack != PACK_EACH:
+    elif pack != PACK_EACH and steps == 1:
         wanted = blocks // (roles.copies * max(1, roles.width // broad))
         chunks = max(chunks, min(wanted, tiles // FEWEST_TILES))
     return max(1, -(-tiles // chunks))
