@@ -18,7 +18,7 @@ from graphc.ir.types import DType, TensorType
 from graphc.loops import interpret, schedule, tiling
 from graphc.loops.lower import lower
 from graphc.loops.pack import divided
-from graphc.loops.roles import assign, axes_of
+from graphc.loops.roles import Roles, assign, axes_of
 from graphc.loops.target import AVX2, TARGETS
 from graphc.loops.text import parse_function, print_function
 from graphc.loops.verify import verify
@@ -261,6 +261,13 @@ def windows_of(images: int, side: int, channels: int, size: int = 3) -> tuple[Va
     )
 
 
+def roles_of(body: Graph, axis: int) -> Roles:
+    """Of the axes of a product whose vectors run along one of them."""
+    form = classify(body)
+    assert isinstance(form, Contract)
+    return assign(axes_of(body, form), axis)
+
+
 def test_a_filter_gradient_is_added_up_along_its_columns_and_then_turned() -> None:
     """Its columns lie apart in the filters: written tile by tile, each element would be a store of its own."""
     x, windows = windows_of(1, 4, 4)
@@ -276,9 +283,7 @@ def test_a_filter_gradient_is_added_up_along_its_columns_and_then_turned() -> No
 def test_rows_of_a_tile_are_neighbours_although_there_are_more_images() -> None:
     x, windows = windows_of(20, 8, 4)
     body = build("body", [x, w := value((16, 4, 3, 3))], [ops.contract(windows, w, spec="nyxjic,ocji->nyxo")])
-    form = classify(body)
-    assert isinstance(form, Contract)
-    rows = assign(axes_of(body, form), 3).rows
+    rows = roles_of(body, 3).rows
     assert rows is not None and rows.axes == (2,)
 
 
@@ -286,9 +291,7 @@ def test_rows_of_a_depthwise_filters_gradient_are_its_taps() -> None:
     """Else all of the images are read once for each of them."""
     x, windows = windows_of(16, 6, 8)
     body = build("body", [x, g := value((16, 6, 6, 8))], [ops.contract(g, windows, spec="nyxc,nyxjic->cji")])
-    form = classify(body)
-    assert isinstance(form, Contract)
-    roles = assign(axes_of(body, form), 0)
+    roles = roles_of(body, 0)
     assert roles.rows is not None and roles.height == 9 and not roles.batch
     check([x, g], list(body.outputs), 4)
 
@@ -297,9 +300,7 @@ def test_a_deep_sum_over_images_is_cut_between_them() -> None:
     """A piece of each of them would be read with what lies around it."""
     x, windows = windows_of(16, 30, 8)
     body = build("body", [x, g := value((16, 30, 30, 16))], [ops.contract(g, windows, spec="nyxo,nyxjic->ojic")])
-    form = classify(body)
-    assert isinstance(form, Contract)
-    roles = assign(axes_of(body, form), 0)
+    roles = roles_of(body, 0)
     assert divided(roles.depth).extent == 16 and divided(roles.depth[1:]).extent == 30
 
 

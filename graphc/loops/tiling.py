@@ -82,6 +82,7 @@ class _Choice:
             blocks = min(share(round(PER_CYCLE * cost * roles.copies)), BLOCKS if pack == PACK_EACH else MOST_BLOCKS)
             parts, steps = _pieces(roles, pack, broad, blocks, itemsize, target)
             across = _is_cut_across(roles, pack, itemsize, target)
+            cuts = _row_parts(roles, rows, broad, pack, blocks, steps)
             schedule = ContractSchedule(
                 axis=axis,
                 lanes=lanes,
@@ -90,7 +91,7 @@ class _Choice:
                 unroll=unroll,
                 blocks=blocks,
                 across=int(across),
-                strip=_strip(roles, rows, broad, pack, blocks, (parts, steps), itemsize, target),
+                strip=_strip(roles, rows, pack, roles.deep // (parts * steps) * itemsize, cuts, target),
                 parts=parts,
                 steps=steps,
                 pack=pack,
@@ -247,25 +248,27 @@ def _is_cut_across(roles: Roles, pack: int, itemsize: int, target: Target) -> bo
     return bool(roles.batch) and pack != PACK_EACH and roles.is_panel_shared and panel > max(left, target.l2)
 
 
-def _strip(
-    roles: Roles, rows: int, broad: int, pack: int, blocks: int, pieces: tuple[int, int], itemsize: int, target: Target
-) -> int:
-    """Tiles of rows that pass over a strip before the next: as many as the cache holds, in equal parts, and no more
-    than leave as many parts of the result as there should be blocks (unless a piece of the panel should stay in the
-    cache until all rows have been over it).
+def _row_parts(roles: Roles, rows: int, broad: int, pack: int, blocks: int, steps: int) -> int:
+    """Parts into which the rows of the result should be cut: what strips of columns leave to be had of the blocks,
+    unless a block packs its own panel, or pieces of the panel should stay in the cache until all rows were over them.
+    """
+    if pack == PACK_FIRST and _is_tall(roles):
+        return ROW_PARTS
+    if pack == PACK_EACH or steps > 1:
+        return 1
+    return min(blocks // (roles.copies * max(1, roles.width // broad)), roles.height // rows // FEWEST_TILES)
+
+
+def _strip(roles: Roles, rows: int, pack: int, piece: int, parts: int, target: Target) -> int:
+    """Tiles of rows that pass over a strip before the next: as many as the cache holds, in so many equal parts or more.
 
     Those of several points of the batch, where all of these have one panel, of which the cache holds no more.
     """
-    tiles, (_, steps), piece = roles.height // rows, pieces, roles.deep // prod(pieces) * itemsize
+    tiles = roles.height // rows
     if pack != PACK_EACH and roles.batch and roles.is_panel_shared and roles.width * piece > target.l2 // 2:
         each = prod(roles.left.source.type.extents) // (roles.copies * tiles) * roles.left.source.dtype.itemsize
         return max(tiles, target.l2 // 2 // max(1, each))
-    chunks = -(-tiles * rows * piece // target.l2) or 1
-    if pack == PACK_FIRST and _is_tall(roles):
-        chunks = max(chunks, ROW_PARTS)
-    elif pack != PACK_EACH and steps == 1:
-        wanted = blocks // (roles.copies * max(1, roles.width // broad))
-        chunks = max(chunks, min(wanted, tiles // FEWEST_TILES))
+    chunks = max(1, -(-tiles * rows * piece // target.l2), parts)
     return max(1, -(-tiles // chunks))
 
 
