@@ -4,7 +4,8 @@ Every value carries the size of its error, element by element. Operands' errors 
 so that none needs a rule of its own; errors of different origin add up as the root of the sum of their squares:
 
     elementwise           what changes when one operand is moved by its error, up or down. A condition that may go
-                          either way counts as both ways
+                          either way counts as both ways; a product has the errors' product, too; a quotient whose
+                          divisor may be 0 may be anything
     movement, sum,        sqrt(f(x**2 + e**2) - f(x**2)): these only add and multiply
     product, contraction
     maximum, minimum      what changes when all elements are moved by their errors, up or down
@@ -97,14 +98,25 @@ def _passed_on(node: Node, operands: list[Bounded], value: Array) -> Array:
     match node.op.kind:
         case Elementwise():
             found = reduce(np.hypot, (_shifted(node, operands, [n], value) for n in moving))
-            same = operands[0].value == operands[-1].value  # of one origin, as an element and the maximum of its row
-            return np.where(same, 0.0, found) if node.op.name in _COMPARISONS else found
+            return _beyond_first_order(node.op.name, operands, found)
         case Movement() | Contraction() | Reduction(combine="add" | "mul"):
             return _grown(node, operands, moving)
         case _ if node.op.name == "scatter_add" or (node.op.name == "gather" and moving == [0]):
             return _grown(node, operands, [1 if node.op.name == "scatter_add" else 0])
         case _:
             return _shifted(node, operands, moving, value)
+
+
+def _beyond_first_order(op: str, operands: Sequence[Bounded], found: Array) -> Array:
+    """Where errors may be as large as the operands, what moving one at a time does not show."""
+    first, last = operands[0], operands[-1]
+    if op == "mul":
+        found = np.hypot(found, first.error * last.error)
+    if op == "div":
+        found = np.where(last.error >= abs(last.value), np.inf, found)
+    if op in _COMPARISONS:  # of one origin, as an element and the maximum of its row
+        found = np.where(first.value == last.value, 0.0, found)
+    return found
 
 
 def _shifted(node: Node, operands: list[Bounded], moving: Sequence[int], value: Array) -> Array:

@@ -158,6 +158,7 @@ def _movements() -> list[Sample]:
         ("windows", (normal((2, 11)),), _windows((1,), (3,), (2,), (2,))),
         ("windows", (normal((6, 5)),), _windows((0,), (2,), (3,), (1,))),
         ("stop_gradient", (y,), {}),
+        ("require", (y,), {"dim": 3, "at_least": 2, "what": "a mean"}),
     ]
     found = [Sample(op, arrays, attrs, smooth=op != "stop_gradient") for op, arrays, attrs in calls]
     for extent, size, stride, dilation in ((8, 3, 1, 1), (11, 3, 2, 2), (6, 2, 3, 1), (7, 3, 2, 1)):

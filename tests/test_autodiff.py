@@ -107,6 +107,14 @@ def test_check_gradients_finds_a_wrong_gradient() -> None:
         testing.check_gradients(lambda x: x * gx.stop_gradient(x), [np.ones(3)], order=1)
 
 
+def test_slopes_may_be_flat() -> None:
+    """The second derivative of what is linear, in all its operands or in one, is no error but 0."""
+    testing.check_gradients(lambda w: gx.sum(w * 2), [np.ones(3)])
+    testing.check_gradients(lambda w, v: gx.sum(w * 2) + gx.sum(v**3), [np.ones(3), np.ones(2)])
+    with pytest.raises(GradientError, match="does not depend on %x1"):
+        testing.check_gradients(lambda w, v: gx.sum(w), [np.ones(3), np.ones(2)])
+
+
 def value(dtype: DType, *shape: Any, name: str = "x") -> Value:
     return Value(TensorType(dtype, shape), name=name)
 

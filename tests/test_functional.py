@@ -166,3 +166,65 @@ def test_activations_are_torchs(name: str) -> None:
         x = x[:, :-2]
     wanted = theirs(torch.tensor(x), **options).numpy()
     np.testing.assert_allclose(run(getattr(gx, name), x), wanted, rtol=1e-9, atol=1e-15)
+
+
+def _with_gradient(function: Callable[[gx.Tensor], gx.Tensor], array: Any) -> tuple[Any, Any]:
+    """A function's value at an array, and the gradient of its sum, native and interpreted."""
+    array = np.asarray(array, np.float32)
+    x = gx.placeholder("x", array.shape)
+    y = function(x)
+    results = [gx.compile([x], [y, *gx.grad(gx.sum(y), [x])], mode=mode)(array) for mode in ("native", "interpret")]
+    for found, wanted in zip(*results, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    value, gradient = results[0]
+    return value, gradient
+
+
+def test_sinh_has_a_slope_at_zero_and_a_value_as_far_as_float32_goes() -> None:
+    """Of |x| and its sign, the derivative at 0 was 0; half of e**x was infinite before sinh is."""
+    value, gradient = _with_gradient(gx.sinh, [0.0, -0.0, 1e-30, -2.0, 30.0, 89.0])
+    np.testing.assert_allclose(value, np.sinh([0.0, -0.0, 1e-30, -2.0, 30.0, 89.0]), rtol=1e-6)
+    assert list(np.signbit(value)) == [False, True, False, True, False, False]
+    np.testing.assert_allclose(gradient[:5], np.cosh([0.0, 0.0, 0.0, -2.0, 30.0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "slope"), [(gx.elu, 1.0), (lambda x: gx.elu(x, 2.0), 2.0), (gx.selu, 1.7580993), (gx.celu, 1.0)]
+)
+def test_units_that_are_smooth_on_the_left_have_that_slope_at_zero(function: Any, slope: float) -> None:
+    """The bound of a minimum took half of it."""
+    _, gradient = _with_gradient(function, [0.0, 1e-30])
+    np.testing.assert_allclose(gradient[0], slope, rtol=1e-6)
+
+
+def test_certain_probabilities_have_finite_gradients() -> None:
+    """The logarithm of 0 was bounded, its derivative was not: 0 / 0. So sigmoids that saturate ended the training."""
+    target = np.array([0, 1, 1, 0, 0.3, 0.3, 1], np.float32)
+    losses, gradient = _with_gradient(
+        lambda x: gx.binary_cross_entropy(x, gx.constant(target), "none"), [0, 1, 0.5, 1, 0, 1, 1e-39]
+    )
+    np.testing.assert_allclose(losses, [0, 0, np.log(2), 100, 30, 70, -np.log(1e-39)], rtol=1e-5)
+    np.testing.assert_allclose(gradient, [1, -1, -2, 0, 0.7, -0.3, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [gx.std, gx.norm, lambda x: gx.norm(x, p=3.0), lambda x: gx.norm(x, p=0.5)],
+    ids=["std", "2", "3", "0.5"],
+)
+def test_roots_of_nothing_have_the_gradient_zero(function: Any) -> None:
+    value, gradient = _with_gradient(function, np.zeros(3))
+    assert value == 0 and not gradient.any()
+    value, gradient = _with_gradient(function, [1.0, 0.0, 2.0])
+    assert value > 0 and np.isfinite(gradient).all() and gradient.any()
+
+
+def test_a_call_without_elements_has_no_largest() -> None:
+    """What is known only in a call gave -infinity, and the largest integer for a place."""
+    x = gx.placeholder("x", ("n", 2))
+    for function in (gx.max, gx.min, gx.argmax, gx.argmin):
+        f = gx.compile([x], function(x, 0))
+        f(np.ones((1, 2), np.float32))
+        with pytest.raises(gx.errors.ShapeError, match="smallest element needs at least 1 elements, not 0"):
+            f(np.ones((0, 2), np.float32))
+    assert gx.compile([x], gx.max(gx.softmax(x, 1), 1))(np.ones((0, 2), np.float32)).shape == (0,)

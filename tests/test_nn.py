@@ -175,3 +175,27 @@ def test_layers_have_torchs_values_and_gradients(name: str) -> None:
     slopes = torch.autograd.grad((wanted * wanted).sum(), [given, *theirs.parameters()])
     for array, tensor in zip(found, [wanted, *slopes], strict=True):
         np.testing.assert_allclose(array, tensor.detach().numpy(), rtol=2e-4, atol=2e-5)
+
+
+def test_a_part_that_is_replaced_keeps_its_place() -> None:
+    """A new layer went to the end, and the sequence computed something else."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4))
+    setattr(net, "0", nn.Linear(2, 3))
+    assert list(net.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    net[0].weight = gx.Parameter(np.zeros((3, 2), np.float32))
+    assert list(net.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    net[0].weight = 3.0
+    assert list(net.state_dict()) == ["0.bias", "2.weight", "2.bias"]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_batch_norm_refuses_to_learn_a_variance_of_one_value(count: int) -> None:
+    """Its running variance became NaN."""
+    norm, x = nn.BatchNorm2d(2), gx.placeholder("x", ("n", 2, 1, 1))
+    f = gx.compile([x], norm(x))
+    f(np.ones((2, 2, 1, 1), np.float32))
+    with pytest.raises(ShapeError, match="variance in training needs at least 2 elements"):
+        f(np.ones((count, 2, 1, 1), np.float32))
+    assert np.isfinite(norm.running_var.data).all()
+    with pytest.raises(ShapeError, match="needs at least 2 elements, not 1"):
+        norm(gx.placeholder("y", (1, 2, 1, 1)))

@@ -44,6 +44,18 @@ def test_the_gradient_of_a_bias_before_batch_norm_is_nothing_but_rounding(mode: 
     assert np.abs(bias).max() < 1e-6
 
 
+@pytest.mark.parametrize("optimiser", [optim.Adam, optim.AdamW])
+def test_adam_divides_by_the_root_of_a_gradient_that_is_nothing_but_rounding(optimiser: Any) -> None:
+    """The bias's step is its learning rate with the sign of a rounding error: 1e8 ulp, which was an error."""
+    gx.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 1))
+    x, y = gx.placeholder("x", (7, 1, 8, 8)), gx.placeholder("y", (7, 1))
+    loss = nn.MSELoss()(net(x), y)
+    step = gx.compile([x, y], loss, updates=optimiser(net.parameters()).minimize(loss), mode="check")
+    for _ in range(3):
+        step(normal(7, 1, 8, 8), normal(7, 1))
+
+
 def test_losses_of_rows_that_are_classified_well_are_small_differences_of_large_numbers() -> None:
     logits, label = gx.placeholder("logits", (64, 10)), gx.placeholder("label", (64,), gx.int64)
     labels = np.arange(64) % 10

@@ -190,3 +190,27 @@ def test_states_begin_with_a_cache_line() -> None:
         state.data = np.zeros(shape)
         assert state.data.ctypes.data % 64 == 0
         assert state.data.shape == shape and state.data.dtype == np.float32
+
+
+def test_the_size_of_a_named_dimension_is_a_number_in_a_call() -> None:
+    x = gx.placeholder("x", ("n", 3))
+    n = x.shape[0]
+    results = [x.sum() / n, n * x, n - x, x > n, gx.constant(n), gx.sqrt(gx.constant(n, "float32")), 2 * n // 2 + x]
+    found = gx.compile([x], results)(array := np.arange(6, dtype=np.float32).reshape(2, 3))
+    wanted = [array.sum() / 2, 2 * array, 2 - array, array > 2, 2, np.sqrt(np.float32(2)), 2 + array]
+    for result, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(result, other, rtol=1e-6)
+    assert [str(result.dtype) for result in results] == ["f32", "f32", "f32", "bool", "i64", "f32", "f32"]
+
+
+def test_a_slice_may_end_at_a_named_dimension() -> None:
+    """A mask of the longest sequence, of which a call takes what it needs."""
+    x, mask = gx.placeholder("x", ("n", "t")), np.tril(np.ones((5, 5), np.float32))
+    n, t = x.shape
+    f = gx.compile([x], [gx.constant(mask)[:t, :t], x[:, t - 1], x[n - 1], x[:, 1:t], x[:n]])
+    array = np.random.default_rng(0).random((2, 3)).astype(np.float32)
+    wanted = [mask[:3, :3], array[:, 2], array[1], array[:, 1:], array]
+    for found, other in zip(f(array), wanted, strict=True):
+        np.testing.assert_array_equal(found, other)
+    with pytest.raises(ArgumentError, match="slice 0:6:1 is not within 0:5"):
+        f(np.zeros((2, 6), np.float32))

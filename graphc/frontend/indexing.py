@@ -46,7 +46,7 @@ def index(x: Tensor, key: Any) -> Tensor:
         extent = 1 if k is None else next(extents)
         if not _is_plain(k):
             gathered[len(shape)] = k
-        if not isinstance(k, int | np.integer):
+        if not _is_place(k):
             shape.append(extent)
     if tuple(shape) != value.shape:
         value = ops.reshape(value, shape=shape)
@@ -54,7 +54,11 @@ def index(x: Tensor, key: Any) -> Tensor:
 
 
 def _is_plain(key: Any) -> bool:
-    return isinstance(key, int | np.integer | slice | None)
+    return isinstance(key, slice | None) or _is_place(key)
+
+
+def _is_place(key: Any) -> bool:
+    return isinstance(key, int | np.integer | dims.Polynomial)
 
 
 def _is_run(keys: Sequence[Any]) -> bool:
@@ -115,23 +119,44 @@ def take_along(x: Tensor, indices: Tensor, axis: int) -> Tensor:
 
 def _complete(x: Tensor, key: Any) -> list[Any]:
     """The keys with one for each axis, None where an axis is new; bools become the positions that they choose."""
-    keys = [part for k in (key if isinstance(key, tuple) else (key,)) for part in _positions_of_bools(k)]
+    keys = key if isinstance(key, tuple) else (key,)
     ellipses = [n for n, k in enumerate(keys) if k is Ellipsis]
-    used = sum(k is not None and k is not Ellipsis for k in keys)
+    place = ellipses[0] if ellipses else len(keys)
+    first, last = keys[:place], keys[place + 1 :]
+    used = sum(map(_axes_taken, (*first, *last)))
     if used > x.ndim or len(ellipses) > 1:
         raise ArgumentError(f"{x.type} has {x.ndim} axes; [{', '.join(map(str, keys))}] has more", source.here())
-    place = ellipses[0] if ellipses else len(keys)
-    return [*keys[:place], *[slice(None)] * (x.ndim - used), *keys[place + 1 :]]
+    rest = [slice(None)] * (x.ndim - used)
+    found, axis = list[Any](), 0
+    for k in (*first, *rest, *last):
+        taken = _axes_taken(k)
+        found += _positions_of_bools(k, x.shape[axis : axis + taken])
+        axis += taken
+    return found
 
 
-def _positions_of_bools(key: Any) -> tuple[Any, ...]:
+def _axes_taken(key: Any) -> int:
+    """How many axes a key is about."""
+    if isinstance(key, list | np.ndarray):
+        array = np.asarray(key)
+        return array.ndim if array.dtype == np.bool_ else 1
+    return int(key is not None)
+
+
+def _positions_of_bools(key: Any, extents: Sequence[Dim]) -> tuple[Any, ...]:
+    """A key, or the positions that bools choose along axes of these extents."""
     if isinstance(key, Tensor) and key.dtype is DType.BOOL:
         raise DTypeError(f"{key.type} selects a number of elements that is not known; use where()", source.here())
     if isinstance(key, bool | np.bool_):
         raise ArgumentError("True and False are no positions; use None for a new axis", source.here())
     if isinstance(key, list | np.ndarray):
         array = np.asarray(key)
-        return tuple(np.nonzero(array)) if array.dtype == np.bool_ else (key,)
+        if array.dtype != np.bool_:
+            return (key,)
+        for axis, (given, extent) in enumerate(zip(array.shape, extents, strict=True)):
+            if isinstance(extent, int) and given != extent:
+                raise ArgumentError(f"{given} bools choose along axis {axis} of {extent} elements", source.here())
+        return tuple(np.nonzero(array))
     return (key,)
 
 
@@ -140,20 +165,27 @@ def _bounds(key: Any, extent: Dim) -> tuple[Dim, Dim, int]:
     if isinstance(key, slice):
         if key == slice(None):
             return 0, extent, 1
-        if isinstance(extent, int):
+        if isinstance(extent, int) and not any(isinstance(n, dims.Polynomial) for n in (key.start, key.stop)):
             chosen = range(extent)[key]
             if not len(chosen):
                 return 0, 0, 1
             low, high = min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1])
             return low, high + 1, key.step or 1
         if key.step in (None, 1):
-            first = 0 if key.start is None else key.start if key.start >= 0 else extent + key.start
-            last = extent if key.stop is None else key.stop if key.stop >= 0 else extent + key.stop
-            return first, last, 1
+            return _from_front(key.start, extent, 0), _from_front(key.stop, extent, extent), 1
         raise ShapeError(f"a slice with a step needs a number, not the dimension {extent}", source.here())
-    if isinstance(key, int | np.integer):
-        place: Dim = int(key) if key >= 0 else extent + int(key)
+    if isinstance(key, int | np.integer | dims.Polynomial):
+        place = _from_front(key, extent, 0)
         if isinstance(place, int) and (place < 0 or (isinstance(extent, int) and place >= extent)):
             raise ArgumentError(f"index {key} is outside an axis of {extent}", source.here())
         return place, place + 1, 1
     return 0, extent, 1
+
+
+def _from_front(place: Any, extent: Dim, default: Dim) -> Dim:
+    """A place that may count from the end, where it is a number; a named dimension never does."""
+    if place is None:
+        return default
+    if isinstance(place, dims.Polynomial):
+        return place
+    return int(place) if place >= 0 else extent + int(place)

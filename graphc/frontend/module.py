@@ -37,9 +37,10 @@ class Module:
         if "_states" not in self.__dict__ and isinstance(value, State | Module):
             raise ArgumentError(f"call super().__init__() before {name} is assigned")
         for table, kind in ((self.__dict__.get("_states", {}), State), (self.__dict__.get("_modules", {}), Module)):
-            table.pop(name, None)
             if isinstance(value, kind):
-                table[name] = value
+                table[name] = value  # in the place of what it replaces
+            else:
+                table.pop(name, None)
         object.__setattr__(self, name, value)
         if isinstance(value, State | Module):
             self._rename("")

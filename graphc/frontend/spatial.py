@@ -15,7 +15,7 @@ import numpy as np
 from graphc import ops
 from graphc.errors import ArgumentError, ShapeError
 from graphc.frontend import functional as F
-from graphc.frontend.functional.reductions import count_of
+from graphc.frontend.functional.reductions import count_of, require_count
 from graphc.frontend.state import State
 from graphc.frontend.tensor import Tensor, constant, convert, promote, reshape
 from graphc.ir import source
@@ -204,12 +204,16 @@ def batch_norm(
     In training mean and variance (biased) are the batch's, and a compiled function that computes the result also moves
     the running ones by `momentum` towards them (the variance unbiased), as torch does. Otherwise they are the running
     ones.
+
+    Raises ShapeError in training for fewer than two values of a channel; where their number is not known yet, a call
+    does.
     """
     if input.ndim < 2:
         raise ShapeError(f"batch_norm takes [N, C, ...], not {input.type}", source.here())
     axes = tuple(a for a in range(input.ndim) if a != 1)
     shape = (input.shape[1],) + (1,) * (input.ndim - 2)
     if training or running_mean is None or running_var is None:
+        input = require_count(input, axes, 2, "a channel's variance in training")
         mean = F.mean(input, axes, keepdims=True)
         centred = input - mean
         var = F.mean(centred * centred, axes, keepdims=True)

@@ -355,9 +355,14 @@ def placeholder(name: str, shape: Sequence[Any] = (), dtype: Any = np.float32) -
 
 
 def constant(array: Any, dtype: Any = None) -> Tensor:
-    """A constant from an array, numbers or nested lists. Python floats become float32, Python ints int64."""
+    """A constant from an array, numbers or nested lists. Python floats become float32, Python ints int64.
+
+    A named dimension becomes its size, as int64.
+    """
     if isinstance(array, Tensor):
         return array if dtype is None else convert(array, as_dtype(dtype))
+    if isinstance(array, dims.Polynomial):
+        return Tensor(ops.extent(dim=array, dtype=DType.I64 if dtype is None else as_dtype(dtype)))
     return Tensor(ops.constant(value=Literal.of(as_array(array, None if dtype is None else as_dtype(dtype)))))
 
 
@@ -474,12 +479,16 @@ def convert(x: Tensor, dtype: DType) -> Tensor:
     return x if x.dtype is dtype else Tensor(ops.convert(x.value, dtype=dtype))
 
 
+_OPERANDS = (Tensor, dims.Polynomial, bool, int, float, complex, list, tuple, np.ndarray, np.generic)
+
+
 def promote(*operands: Any) -> list[Tensor]:
     """The operands as tensors of one dtype, NumPy's result_type; Python numbers are weak."""
     for x in operands:
-        if not isinstance(x, Tensor | bool | int | float | complex | list | tuple | np.ndarray | np.generic):
+        if not isinstance(x, _OPERANDS):
             raise ArgumentError(f"expected a tensor, array or number, not {type(x).__name__}", source.here())
     kinds: list[Any] = [x.dtype.numpy if isinstance(x, Tensor) else x for x in operands]
+    kinds = [1 if isinstance(k, dims.Polynomial) else k for k in kinds]
     try:
         kinds = [k if isinstance(k, np.dtype | bool | int | float) else np.asarray(k).dtype for k in kinds]
         dtype = as_dtype(np.result_type(*kinds)) if any(isinstance(k, np.dtype) for k in kinds) else None

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from graphc.errors import ArgumentError, ShapeError
 from graphc.ir import source
@@ -21,25 +22,75 @@ Monomial = tuple[str, ...]  # sorted names, repeated for powers; () is the const
 
 @dataclass(frozen=True, slots=True)
 class Polynomial:
-    """A dimension that is not yet a number. Build one with `named`, then use +, -, * and exact //."""
+    """A dimension that is not yet a number. Build one with `named`, then use +, -, * and exact //.
+
+    What only a number can do raises ArgumentError.
+    """
 
     terms: tuple[tuple[Monomial, int], ...]
 
     def __add__(self, other: Dim) -> Dim:
+        if not self._is_exact("+", other):
+            return NotImplemented
         return _canonical([*self.terms, *_terms(other)])
 
     __radd__ = __add__
 
     def __sub__(self, other: Dim) -> Dim:
+        if not self._is_exact("-", other):
+            return NotImplemented
         return _canonical([*self.terms, *((m, -c) for m, c in _terms(other))])
 
     def __rsub__(self, other: Dim) -> Dim:
+        if not self._is_exact("-", other):
+            return NotImplemented
         return _canonical([*_terms(other), *((m, -c) for m, c in self.terms)])
 
+    def __neg__(self) -> Dim:
+        return self * -1
+
     def __mul__(self, other: Dim) -> Dim:
+        if not self._is_exact("*", other):
+            return NotImplemented
         return _canonical((tuple(sorted(m + n)), c * d) for m, c in self.terms for n, d in _terms(other))
 
     __rmul__ = __mul__
+
+    def __floordiv__(self, other: int) -> Dim:
+        if type(other) is not int or other < 1:
+            raise self._unknown(f"{self} // {other!r}")
+        return floor_div(self, other)
+
+    def __index__(self) -> int:
+        raise self._unknown(f"int({self})")
+
+    def __float__(self) -> float:
+        raise self._unknown(f"float({self})")
+
+    def _compared(self, other: object) -> bool:
+        raise self._unknown(f"comparing {self} with {other!r}")
+
+    __lt__ = __le__ = __gt__ = __ge__ = _compared
+
+    def _divided(self, other: object) -> Any:
+        if not isinstance(other, int | float | Polynomial):
+            return NotImplemented
+        raise self._unknown(f"dividing, {self} and {other!r},")
+
+    __truediv__ = __rtruediv__ = __mod__ = __rmod__ = __rfloordiv__ = _divided
+
+    def _is_exact(self, op: str, other: object) -> bool:
+        """Whether the other operand is a dimension, too; raises ArgumentError for a number that is none."""
+        if isinstance(other, float):
+            raise self._unknown(f"{self} {op} {other!r}")
+        return isinstance(other, int | Polynomial)
+
+    def _unknown(self, what: str) -> ArgumentError:
+        return ArgumentError(
+            f"{what} needs a number, and dimension {self} has its size in a call only; "
+            "graphc.constant(x.shape[axis]) is the size as a tensor",
+            source.here(),
+        )
 
     def __str__(self) -> str:
         text = ""

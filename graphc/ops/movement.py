@@ -21,6 +21,7 @@ from graphc.ops.define import (
     define,
     require_axes,
     require_dtype,
+    require_extents,
     require_length,
     require_number,
     require_whole,
@@ -338,7 +339,7 @@ def _windows(x: Any, *, axes: Any, size: Any, stride: Any, dilation: Any) -> Any
     x = np.asarray(x)
     shape, strides = [*x.shape, *size], list(x.strides)
     for a, k, s, d in zip(axes, size, stride, dilation, strict=True):
-        shape[a] = int(window_count(x.shape[a], k, s, d))  # type: ignore[arg-type]
+        shape[a] = int(window_count(x.shape[a], k, s, d))
         strides.append(x.strides[a] * d)
         strides[a] = x.strides[a] * s
     return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)
@@ -440,4 +441,24 @@ stop_gradient: Constructor = define(
     lambda x: x,
     zero_gradient,
     "x, a constant to differentiation",
+)
+
+# require --------------------------------------------------------------------------------------------------------
+
+
+def _require_type(x: TensorType, *, dim: Dim, at_least: int, what: str) -> TensorType:
+    require_extents(dim=dim)
+    require_whole(0, at_least=(at_least,))
+    if isinstance(dim, int) and dim < at_least:
+        raise ShapeError(f"{what} needs at least {at_least} elements, not {dim}")
+    return x
+
+
+require: Constructor = define(
+    "require",
+    Movement(lambda node, index: _source(*index)),
+    _require_type,
+    lambda x, *, dim, at_least, what: x,
+    lambda g, node: (g,),
+    "x; an error where the dimension `dim` is less than `at_least`, also when it gets its size",
 )

@@ -195,6 +195,7 @@ UNSHARED: dict[str, Simplification] = {  # only where nobody else reads the oper
 }
 SIMPLIFICATIONS: dict[str, tuple[Simplification, ...]] = {
     "stop_gradient": (same,),
+    "require": (same,),
     "convert": (same,),
     "reshape": (same, reshape_twice, reshape_of_broadcast),
     "transpose": (same, transpose_twice),

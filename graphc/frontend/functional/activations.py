@@ -14,7 +14,6 @@ from graphc.frontend.functional.elementwise import (
     expm1,
     log,
     log1p,
-    minimum,
     sigmoid,
     stop_gradient,
     tanh,
@@ -39,7 +38,12 @@ def leaky_relu(x: Any, negative_slope: float = 0.01) -> Tensor:
 def elu(x: Any, alpha: float = 1.0) -> Tensor:
     """x where x > 0, else alpha * (e**x - 1)."""
     found = as_float(x)
-    return where(found > 0, found, alpha * expm1(minimum(found, 0.0)))
+    return where(found > 0, found, alpha * expm1(_left(found)))
+
+
+def _left(x: Tensor) -> Tensor:
+    """x where x <= 0, else 0. At 0 its derivative is 1: that of `minimum` would be shared with the bound."""
+    return where(x > 0, 0.0, x)
 
 
 def silu(x: Any) -> Tensor:
@@ -117,7 +121,7 @@ def mish(x: Any) -> Tensor:
 def celu(x: Any, alpha: float = 1.0) -> Tensor:
     """x where x > 0, else alpha * (e**(x / alpha) - 1)."""
     found = as_float(x)
-    return where(found > 0, found, alpha * expm1(minimum(found, 0.0) / alpha))
+    return where(found > 0, found, alpha * expm1(_left(found) / alpha))
 
 
 def selu(x: Any) -> Tensor:

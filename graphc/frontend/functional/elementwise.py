@@ -107,10 +107,17 @@ def tan(x: Any) -> Tensor:
 
 
 def sinh(x: Any) -> Tensor:
-    """Hyperbolic sine, (m + m / (m + 1)) / 2 with m = e**x - 1, exact near 0."""
+    """Hyperbolic sine: of |x| it is (m + m / (m + 1)) / 2 with m = e**|x| - 1, far out e**(|x| / 2)**2 / 2.
+
+    |x| is a choice between x and -x, which is not flat at 0, where the derivative would be lost.
+    """
     found = as_float(x)
-    more = expm1(abs(found))
-    return sign(found) * 0.5 * (more + where(isinf(more), more, more / (more + 1.0)))
+    positive = found >= 0
+    size = where(positive, found, -found)
+    is_far = size > 20.0
+    more, half = expm1(where(is_far, 0.0, size)), exp(0.5 * size)
+    result = where(is_far, 0.5 * half * half, 0.5 * (more + more / (more + 1.0)))
+    return where(positive, result, -result)
 
 
 def cosh(x: Any) -> Tensor:

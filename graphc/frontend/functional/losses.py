@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import numpy as np
 
 from graphc import ops
 from graphc.errors import ArgumentError, DTypeError, ShapeError
 from graphc.frontend.functional.activations import log_softmax, softplus
-from graphc.frontend.functional.elementwise import abs, clip, equal, exp, log, not_equal, where
+from graphc.frontend.functional.elementwise import (
+    abs,
+    clip,
+    equal,
+    exp,
+    log,
+    not_equal,
+    stop_gradient,
+    where,
+)
 from graphc.frontend.functional.making import zeros_like
 from graphc.frontend.functional.reductions import count_of, mean, sum
 from graphc.frontend.functional.selection import check_index
 from graphc.frontend.functional.shapes import expand_dims
 from graphc.frontend.tensor import Tensor, as_tensor, broadcast_to, convert, reshape
 from graphc.ir import source
+
+LEAST = math.exp(-100.0)  # the probability whose logarithm is the least
 
 
 def _reduced(losses: Tensor, reduction: str, counts: Tensor | None = None) -> Tensor:
@@ -125,10 +139,19 @@ def binary_cross_entropy_with_logits(input: Tensor, target: Any, reduction: str 
 
 
 def binary_cross_entropy(input: Tensor, target: Any, reduction: str = "mean") -> Tensor:
-    """-(t log x + (1 - t) log(1 - x)) for probabilities x; logarithms are at least -100, as torch's."""
+    """-(t log x + (1 - t) log(1 - x)) for probabilities x; logarithms are at least -100, as torch's.
+
+    Where x or 1 - x is 0, or so small that its reciprocal is no number, it has no part in the gradient.
+    """
     wanted = _same_shape(input, target)
-    logs = clip(log(input), -100.0), clip(log(1.0 - input), -100.0)
+    logs = _log_of_probability(input), _log_of_probability(1.0 - input)
     return _reduced(-(wanted * logs[0] + (1.0 - wanted) * logs[1]), reduction)
+
+
+def _log_of_probability(x: Tensor) -> Tensor:
+    """log(x), at least -100, with a derivative that is finite everywhere."""
+    is_tiny = x < max(float(np.finfo(x.dtype.numpy).tiny), LEAST)
+    return where(is_tiny, clip(log(stop_gradient(x)), -100.0), log(where(is_tiny, 1.0, x)))
 
 
 def smooth_l1_loss(input: Tensor, target: Any, reduction: str = "mean", beta: float = 1.0) -> Tensor:

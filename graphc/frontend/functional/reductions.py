@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from graphc import ops
-from graphc.errors import ArgumentError
 from graphc.frontend.functional.elementwise import abs, equal, exp, log, not_equal, sqrt, stop_gradient, where
 from graphc.frontend.tensor import Tensor, as_float, as_tensor, axis_of, constant, convert, reshape
-from graphc.ir import source
+from graphc.ir import dim as dims
 from graphc.ir.graph import Value
 from graphc.ir.types import DType
 
@@ -50,12 +49,18 @@ def _countable(x: Any) -> Tensor:
 
 
 def max(x: Any, axis: Axes = None, keepdims: bool = False) -> Tensor:
-    """The largest along `axis` (torch's amax); equal ones share the gradient. Raises ArgumentError for no elements."""
+    """The largest along `axis` (torch's amax); equal ones share the gradient.
+
+    Raises ShapeError for no elements; where their number is not known yet, a call does.
+    """
     return _extreme(ops.reduce_max, ops.reduce_any, x, axis, keepdims)
 
 
 def min(x: Any, axis: Axes = None, keepdims: bool = False) -> Tensor:
-    """The smallest along `axis` (torch's amin); equal ones share the gradient. Raises ArgumentError for no elements."""
+    """The smallest along `axis` (torch's amin); equal ones share the gradient.
+
+    Raises ShapeError for no elements; where their number is not known yet, a call does.
+    """
     return _extreme(ops.reduce_min, ops.reduce_all, x, axis, keepdims)
 
 
@@ -66,8 +71,7 @@ def largest(x: Tensor, axis: Axes) -> Tensor:
 
 def _extreme(op: Callable[..., Value], of_bools: Callable[..., Value], x: Any, axis: Axes, keepdims: bool) -> Tensor:
     found = as_tensor(x)
-    if 0 in (found.shape[a] for a in axes_of(axis, found.ndim)):
-        raise ArgumentError(f"{found.type} has no largest or smallest element along axis {axis}", source.here())
+    found = require_count(found, axes_of(axis, found.ndim), 1, "a largest or smallest element")
     return _reduce(of_bools if found.dtype is DType.BOOL else op, found, axis, keepdims)
 
 
@@ -95,6 +99,13 @@ def count_of(x: Tensor, axes: Sequence[int], dtype: DType) -> Tensor:
     return total
 
 
+def require_count(x: Tensor, axes: Sequence[int], least: int, what: str) -> Tensor:
+    """x, of which `what` needs so many elements along axes; raises ShapeError here, or when a call gives it fewer."""
+    count = dims.product(x.shape[a] for a in axes)
+    is_enough = isinstance(count, int) and count >= least
+    return x if is_enough else Tensor(ops.require(x.value, dim=count, at_least=least, what=what))
+
+
 def mean(x: Any, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The mean along `axis`; integers and bools give float64, as in NumPy. Of nothing: NaN."""
     found = as_float(x)
@@ -111,8 +122,8 @@ def var(x: Any, axis: Axes = None, keepdims: bool = False, ddof: int = 0) -> Ten
 
 
 def std(x: Any, axis: Axes = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-    """The square root of `var`."""
-    return sqrt(var(x, axis, keepdims, ddof))
+    """The square root of `var`. The gradient where all elements are equal is 0."""
+    return _root(var(x, axis, keepdims, ddof))
 
 
 def argmax(x: Any, axis: int | None = None) -> Tensor:
@@ -146,17 +157,27 @@ def logsumexp(x: Any, axis: Axes = None, keepdims: bool = False) -> Tensor:
 
 
 def norm(x: Any, axis: Axes = None, keepdims: bool = False, p: float = 2.0) -> Tensor:
-    """(sum |x|**p)**(1/p) along `axis`; for p infinite the largest |x|. The gradient of the 2-norm at 0 is 0."""
+    """(sum |x|**p)**(1/p) along `axis`; for p infinite the largest |x|. The gradient at 0 is 0."""
     found = as_float(x)
     if p == math.inf:
         return max(abs(found), axis, keepdims)
     if p == 1:
         return sum(abs(found), axis, keepdims)
-    if p != 2:
-        return sum(abs(found) ** p, axis, keepdims) ** (1 / p)
-    squares = sum(found * found, axis, keepdims)
-    is_zero = equal(squares, 0.0)
-    return where(is_zero, 0.0, sqrt(where(is_zero, 1.0, squares)))
+    if p == 2:
+        return _root(sum(found * found, axis, keepdims))
+    powers = _away_from_zero(lambda size: size**p, abs(found))
+    return _away_from_zero(lambda total: total ** (1 / p), sum(powers, axis, keepdims))
+
+
+def _root(x: Tensor) -> Tensor:
+    """The square root, with the derivative 0 at 0."""
+    return _away_from_zero(sqrt, x)
+
+
+def _away_from_zero(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A function that is 0 at 0, with the derivative 0 there."""
+    is_zero = equal(x, 0.0)
+    return where(is_zero, 0.0, function(where(is_zero, 1.0, x)))
 
 
 def count_nonzero(x: Any, axis: Axes = None, keepdims: bool = False) -> Tensor:
