@@ -17,7 +17,6 @@ from graphc.ir.graph import Graph, Literal, Value, build
 from graphc.ir.types import DType, TensorType
 from graphc.loops import interpret, schedule, tiling
 from graphc.loops.lower import lower
-from graphc.loops.pack import divided
 from graphc.loops.roles import Roles, assign, axes_of
 from graphc.loops.target import AVX2, TARGETS
 from graphc.loops.text import parse_function, print_function
@@ -301,7 +300,18 @@ def test_a_deep_sum_over_images_is_cut_between_them() -> None:
     x, windows = windows_of(16, 30, 8)
     body = build("body", [x, g := value((16, 30, 30, 16))], [ops.contract(g, windows, spec="nyxo,nyxjic->ojic")])
     roles = roles_of(body, 0)
-    assert divided(roles.depth).extent == 16 and divided(roles.depth[1:]).extent == 30
+    assert roles.pieces(30) == 16 and roles.cut(16).extent == 16
+    few = replace(roles, depth=roles.depth[1:])
+    assert few.pieces(40) == 30 and few.cut(30).extent == 30
+
+
+def test_a_deep_sum_over_few_sequences_is_cut_within_them() -> None:
+    """Between 8 examples of 4096 places there were 8 pieces, each eight times as long as the cache holds."""
+    for examples, wanted, pieces, extent in ((8, 64, 64, 4096), (16, 64, 64, 4096), (48, 64, 48, 48), (64, 64, 64, 64)):
+        a, b = (value((examples, 4097, 32)) for _ in "ab")
+        cuts = [ops.slice(v, start=[0, 0, 0], stop=[examples, 4096, 32], step=[1, 1, 1]) for v in (a, b)]
+        roles = roles_of(build("body", [a, b], [ops.contract(*cuts, spec="zkm,zkn->mn")]), 1)
+        assert roles.pieces(wanted) == pieces and roles.cut(pieces).extent == extent
 
 
 def test_a_panel_larger_than_the_cache_is_cut_across_and_shared_by_all_images() -> None:

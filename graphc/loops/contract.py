@@ -28,7 +28,7 @@ from graphc.ir.index import ZERO, Condition, Index, flatten, unflatten
 from graphc.loops.apart import lies_apart, turn
 from graphc.loops.ir import Buffer, Expr, Function, Load, LoopKind, Space
 from graphc.loops.nest import Group, blocks, collapse, identity, leading, size, spans_of, spread, walk
-from graphc.loops.pack import Prepare, block_panels, computed, divided, in_place, panels
+from graphc.loops.pack import Prepare, block_panels, computed, in_place, panels
 from graphc.loops.point import Point, always, location, parameters
 from graphc.loops.roles import Operand, Roles, assign, axes_of, place_in
 from graphc.loops.schedule import PACK_EACH, PACK_FIRST, PACK_NEVER, ContractSchedule
@@ -196,10 +196,10 @@ class _Kernel:
 
     @property
     def parts(self) -> tuple[int, int]:
-        """Parts of the depth and steps of each; one where there are not enough terms for more."""
-        most = divided(self.roles.depth).extent if self.roles.depth else 1
-        wanted = self.schedule.parts, self.schedule.steps
-        return wanted if prod(wanted) <= most else (1, 1)
+        """Parts of the depth and steps of each; as many as there are terms for."""
+        most = max((group.extent for group in self.roles.depth), default=1)
+        parts = min(self.schedule.parts, most)
+        return parts, min(self.schedule.steps, most // parts)
 
     def source(self, operand: Operand) -> Buffer:
         """Where an operand's source is; computed into scratch unless it is an input."""

@@ -21,7 +21,6 @@ from graphc.loops.roles import Operand, Roles
 from graphc.loops.schedule import ContractSchedule, MapSchedule
 from graphc.loops.squares import turned
 
-ENOUGH_PIECES = 8  # that the outermost group of a depth should be cut into
 LINE = 16  # elements along the depth that are copied together where the depth is dense and there are no vectors
 
 # Of the current point, in a strip (its first column, width), in a piece; zero where a condition fails.
@@ -89,7 +88,7 @@ def block_panels(
     A block has `strips` full strips; the last one also what is left over. Given its number and its first column, and
     read row by row, however short a strip's rows are; strip by strip where the source's lines run along the depth.
     """
-    cols, cut = roles.cols, divided(roles.depth)
+    cols, cut = roles.cols, roles.cut(pieces)
     assert cols is not None
     length, rest = divmod(cut.extent, pieces)
     pitch = -(-(cols.extent % width) // lanes) * lanes
@@ -135,12 +134,6 @@ def in_source_order(operand: Operand, depth: Sequence[Group]) -> list[Group]:
     while found and operand.stride(found[-1]) == size(dense):
         dense.insert(0, found.pop())
     return [*found, Group.product(dense)] if len(dense) > 1 else [*found, *dense]
-
-
-def divided(depth: Sequence[Group]) -> Group:
-    """The group that pieces of the depth are cut out of: the outermost that is long enough, so that a piece is of
-    neighbours in memory, else the longest."""
-    return next((g for g in depth if g.extent >= ENOUGH_PIECES), max(depth, key=lambda group: group.extent))
 
 
 def row_major(groups: Sequence[Group]) -> Index:

@@ -9,7 +9,8 @@ vectors to run along, and the others follow from it:
 
 A letter that the panel lacks gives the *rows*, the nearest in memory of those that are long enough: a tile reuses each
 panel vector for several of them. Where all are short (the places of a filter), several are the rows together, as many
-as one tile can hold. Other letters of the result are the *batch*, looped over outside; the summed ones are the *depth*.
+as one tile can hold. Where both operands hold the columns, the panel is the second; but windows, of which the other
+lacks the taps, are no panel: else both would be read once for each tap. Other letters of the result are the *batch*, looped over outside; the summed ones are the *depth*.
 
 Invariants:
  1. neighbouring axes of one role that every access walks as one form one group;
@@ -34,6 +35,7 @@ from graphc.passes.forms import Contract, output_placement
 
 NO_AXIS = -1
 SHORT, MOST_TOGETHER = 8, 12  # rows: below this a tile starves; so many fit the registers of most processors
+ENOUGH_PIECES = 8  # of a deep sum that is cut between images
 ENOUGH = 6  # rows that make better tiles than more of them farther apart: windows beside each other share elements
 
 
@@ -50,6 +52,10 @@ class Operand:
     def stride(self, group: Group | None) -> int:
         """Distance of neighbours along a group."""
         return self.place.coefficient(group.variable) if group else 0
+
+    def overlaps(self, group: Group) -> bool:
+        """Whether elements along a group are met again along another axis: those of windows, and of their taps."""
+        return any(_meet(index, group.variable) for index in self.index)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -110,6 +116,33 @@ class Roles:
     @property
     def deep(self) -> int:
         return prod(group.extent for group in self.depth)
+
+    def cut(self, pieces: int) -> Group:
+        """The group of the depth that so many pieces are cut out of: the outermost that is long enough, else the
+        longest."""
+        return next((g for g in self.depth if g.extent >= pieces), self._longest)
+
+    def pieces(self, wanted: int) -> int:
+        """Into how many pieces the depth is best cut, of so many or fewer.
+
+        Into fewer where these are of neighbours in memory and no more than twice as long; or where an operand's windows
+        overlap along the longest group: a piece of each image would be read with what lies around it.
+        """
+        if wanted == 1 or not self.depth:
+            return 1
+        longest = self._longest
+        for group in self.depth:
+            is_near = 2 * group.extent >= min(wanted, longest.extent) or self._overlaps(longest)
+            if group.extent >= ENOUGH_PIECES and is_near and not self._overlaps(group):
+                return min(wanted, group.extent)
+        return min(wanted, longest.extent)
+
+    @property
+    def _longest(self) -> Group:
+        return max(self.depth, key=lambda group: group.extent)
+
+    def _overlaps(self, group: Group) -> bool:
+        return self.left.overlaps(group) or self.panel.overlaps(group)
 
     @property
     def copies(self) -> int:
@@ -188,7 +221,8 @@ def assign(axes: Axes, axis: int) -> Roles:
     if last != NO_AXIS and last not in panel.axes:
         left, panel = panel, left
     own, others = axes.own(left), axes.own(panel)
-    if last in left.axes and last in panel.axes and others and not own:  # a depthwise filter's gradient: rows are taps
+    is_shared = last in left.axes and last in panel.axes and not own
+    if is_shared and any(map(panel.overlaps, others)):  # a depthwise filter's gradient
         left, panel, own, others = panel, left, others, own
     found = [*own, *others, *axes.groups(homes.get((True, True, True), ()))]
     longest = max(others, key=lambda g: (g.extent, g.axes), default=None) if dots else None
@@ -199,6 +233,17 @@ def assign(axes: Axes, axis: int) -> Roles:
     depth = sorted(axes.groups(homes.get((True, True, False), ())), key=lambda g: axis in g.axes)
     place = flatten(identity(axes.extents[: axes.rank]), axes.extents[: axes.rank])
     return Roles(axes.variables, tuple(batch), rows, cols, tuple(depth), left, panel, dots, place)
+
+
+def _meet(index: Index, variable: Var) -> bool:
+    """Whether steps along a variable lead where steps along another one do."""
+    size = abs(index.coefficient(variable))
+    for atom, factor in index.terms:
+        if size and isinstance(atom, Var) and atom != variable:
+            (near, extent), (far, _) = sorted(((size, variable.extent), (abs(factor), atom.extent)))
+            if near * (extent - 1) >= far:
+                return True
+    return False
 
 
 def _rows(groups: Sequence[Group], left: Operand, *, together: bool) -> Group | None:

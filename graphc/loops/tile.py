@@ -18,7 +18,7 @@ from graphc.ir.index import ZERO, Condition, Index, Var
 from graphc.ir.source import Location
 from graphc.loops.ir import Buffer, Const, Expr, LoopKind, Scalar, dtype_of
 from graphc.loops.nest import Span, part_of, vectors, walk
-from graphc.loops.pack import Element, divided
+from graphc.loops.pack import Element
 from graphc.loops.point import Point
 from graphc.loops.roles import Roles
 from graphc.loops.schedule import ContractSchedule
@@ -154,7 +154,7 @@ class Multiplier:
 
     def _pieces(self, count: int, piece: Index, body: Callable[[Sequence[Span]], None]) -> None:
         """`body` for a piece of the depth."""
-        cut = divided(self.roles.depth)
+        cut = self.roles.cut(count)
         length, rest = divmod(cut.extent, count)
         body(part_of(self.roles.depth, cut, piece * length, length))
         if rest:

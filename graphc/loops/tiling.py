@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from math import prod
 
 from graphc.ir.graph import Graph
-from graphc.loops.pack import divided
 from graphc.loops.roles import NO_AXIS, Axes, Operand, Roles, assign, axes_of, candidates
 from graphc.loops.schedule import MOST_BLOCKS, PACK_EACH, PACK_FIRST, PACK_NEVER, ContractSchedule, share
 from graphc.loops.target import Target
@@ -256,10 +255,11 @@ def _row_parts(roles: Roles, rows: int, broad: int, pack: int, blocks: int, step
         return ROW_PARTS
     if pack == PACK_EACH or steps > 1:
         return 1
-    return min(blocks // (roles.copies * max(1, roles.width // broad)), roles.height // rows // FEWEST_TILES)
+    wanted = blocks // (roles.copies * max(1, roles.width // broad))
+    return max(1, min(wanted, roles.height // rows // FEWEST_TILES))
 
 
-def _strip(roles: Roles, rows: int, pack: int, piece: int, parts: int, target: Target) -> int:
+def _strip(roles: Roles, rows: int, pack: int, piece: int, cuts: int, target: Target) -> int:
     """Tiles of rows that pass over a strip before the next: as many as the cache holds, in so many equal parts or more.
 
     Those of several points of the batch, where all of these have one panel, of which the cache holds no more.
@@ -268,7 +268,7 @@ def _strip(roles: Roles, rows: int, pack: int, piece: int, parts: int, target: T
     if pack != PACK_EACH and roles.batch and roles.is_panel_shared and roles.width * piece > target.l2 // 2:
         each = prod(roles.left.source.type.extents) // (roles.copies * tiles) * roles.left.source.dtype.itemsize
         return max(tiles, target.l2 // 2 // max(1, each))
-    chunks = max(1, -(-tiles * rows * piece // target.l2), parts)
+    chunks = max(1, -(-tiles * rows * piece // target.l2), cuts)
     return max(1, -(-tiles // chunks))
 
 
@@ -300,18 +300,20 @@ def _pieces(roles: Roles, pack: int, broad: int, blocks: int, itemsize: int, tar
     read should stay in the cache until all strips have been over it: panels of a block, lines that compete, and rows
     of the other operand that would fill it.
     """
-    most = divided(roles.depth).extent if roles.depth else 1
+    parts = steps = 1
     if pack == PACK_EACH:
-        parts = max(1, min(MOST_PARTS, roles.deep // PIECE, most, -(-blocks // -(-roles.width // broad))))
-        leaves = roles.height * roles.deep // parts * itemsize > target.l2
-        return parts, max(1, min(round(roles.deep / parts / PIECE), most // parts)) if leaves else 1
-    if roles.deep <= DEEPEST or (roles.dots and roles.deep <= 16 * DEEPEST):
+        parts = max(1, min(MOST_PARTS, roles.deep // PIECE, -(-blocks // -(-roles.width // broad))))
+        if roles.height * roles.deep // parts * itemsize > target.l2:
+            steps = round(roles.deep / parts / PIECE)
+    elif roles.deep <= DEEPEST or (roles.dots and roles.deep <= 16 * DEEPEST):
         pitches = [abs(roles.panel.stride(group)) * itemsize for group in roles.depth]
         leaves = any(map(_aliased, pitches)) or 2 * roles.height * roles.deep * itemsize > target.l2
-        in_place = pack == PACK_NEVER and not roles.dots
-        return 1, max(1, min(round(roles.deep / PIECE), most)) if in_place and leaves else 1
-    elements = roles.copies * roles.height * roles.width
-    parts = max(1, min(MOST_PARTS, roles.deep // DEEPEST, SLABS // (itemsize * elements), most))
-    piece = PIECE * (16 if roles.dots else 1)
-    steps = max(1, min(round(roles.deep / parts / piece), most // parts))
-    return parts, steps
+        if pack == PACK_NEVER and not roles.dots and leaves:
+            steps = round(roles.deep / PIECE)
+    else:
+        elements = roles.copies * roles.height * roles.width
+        parts = max(1, min(MOST_PARTS, roles.deep // DEEPEST, SLABS // (itemsize * elements)))
+        steps = round(roles.deep / parts / (PIECE * (16 if roles.dots else 1)))
+    pieces = roles.pieces(parts * max(1, steps))
+    parts = min(parts, pieces)
+    return parts, pieces // parts

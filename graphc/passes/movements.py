@@ -122,11 +122,16 @@ def reshape_of_broadcast(node: Node) -> Value | None:
 
 
 def slice_of_reshape(node: Node) -> Value | None:
-    """slice(reshape(x)) = reshape(slice(x)) where the reshape neither splits nor joins the axes that are cut"""
+    """slice(reshape(x)) = reshape(slice(x)) where the reshape neither splits nor joins the axes that are cut
+
+    And where x is made by what a slice goes on into: a reshape is a view of what is stored, and a slice would be.
+    """
     inner, attrs = made_by(node.inputs[0], "reshape"), node.attrs
     if inner is None or 0 in node.output.shape:
         return None
     (x,), whole = inner.inputs, inner.output.type.extents
+    if x.node is None or x.node.op.name not in ("contract", "windows", "pad", "slice") or not x.type.rank:
+        return None
     found = [(0, extent, 1) for extent in x.type.extents]
     for before, after in grouped(x.type.extents, whole):
         parts = [(attrs["start"][axis], attrs["stop"][axis], attrs["step"][axis]) for axis in after]
@@ -189,9 +194,9 @@ def sum_of_pads(node: Node) -> Value | None:
     return ops.concat(*(part.inputs[0] for part in parts), axis=axis) if place == node.output.shape[axis] else None
 
 
-UNSHARED: dict[str, Simplification] = {  # only where nobody else reads the operand
-    "transpose": transpose_of_contract,
-    "slice": slice_of_contract,
+UNSHARED: dict[str, tuple[Simplification, ...]] = {  # only where nobody else reads the operand
+    "transpose": (transpose_of_contract,),
+    "slice": (slice_of_contract, slice_of_reshape),
 }
 SIMPLIFICATIONS: dict[str, tuple[Simplification, ...]] = {
     "stop_gradient": (same,),
@@ -199,7 +204,7 @@ SIMPLIFICATIONS: dict[str, tuple[Simplification, ...]] = {
     "convert": (same,),
     "reshape": (same, reshape_twice, reshape_of_broadcast),
     "transpose": (same, transpose_twice),
-    "slice": (same, slice_of_slice, slice_of_windows, slice_of_pad, slice_of_reshape),
+    "slice": (same, slice_of_slice, slice_of_windows, slice_of_pad),
     "pad": (same,),
     "reverse": (same,),
     "broadcast": (same, broadcast_twice, broadcast_of_ones),

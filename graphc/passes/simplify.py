@@ -1,4 +1,4 @@
-"""Simplification: the rules of `algebra` and `movements`, applied until none fits."""
+"""Simplification: work on numbers is done, and the rules of `algebra` and `movements` applied until none fits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from graphc.passes.algebra import RULES
 from graphc.passes.fold import work_on_numbers
 from graphc.passes.manager import graph_pass
 from graphc.passes.movements import SIMPLIFICATIONS, UNSHARED, Simplification, work_before_movement
-from graphc.passes.rewrite import by_root
+from graphc.passes.rewrite import by_root, made_by
 
 MOST_SWEEPS = 50  # far more than any graph has needed; more would mean rules that undo each other
 _RULES = by_root(RULES)
@@ -49,7 +49,8 @@ class _Sweep:
             return outputs
         (value,) = outputs
         assert value.node is not None
-        alone = [UNSHARED[node.op.name]] if node.op.name in UNSHARED and self.reads[node.inputs[0]] == 1 else []
+        more = UNSHARED.get(node.op.name, ())
+        alone = more if more and self._is_alone(node.inputs[0]) else ()
         if value.node in self.settled and not alone:
             return outputs
         found = _rewritten(value.node, alone)
@@ -58,6 +59,15 @@ class _Sweep:
             return outputs
         assert found.type == value.type, f"a rule made {found.type} of {value.type}"
         return (found,)
+
+    def _is_alone(self, value: Value) -> bool:
+        """Whether one node alone reads a value and, where it is reshaped, what it was before."""
+        while self.reads[value] == 1:
+            inner = made_by(value, "reshape")
+            if inner is None:
+                return True
+            (value,) = inner.inputs
+        return False
 
 
 def _rewritten(node: Node, more: Sequence[Simplification]) -> Value | None:
