@@ -34,7 +34,7 @@ PASSES = (
     "split_phases",  # after simplify has made convolutions of their gradients, and of slices of them
     "layout",  # after simplify has made convolutions of their gradients, before windows are gone
     "unroll",  # of what simplify would gather again
-    "fold",  # simplify leaves constants side by side
+    "fold",  # what simplify leaves of constants: literals that are moved or put together
     "cse",  # folding makes equal constants equal nodes
     "tile_batch",  # of what is left to compute, and before the passes on loops: it makes one
     "block_weights",  # of the products that fuse will meet

@@ -80,6 +80,34 @@ def test_exp2_of_a_large_exponent_is_as_exact_as_of_a_small_one() -> None:
     assert units.max() <= 2
 
 
+def test_einsum_keeps_the_dtype() -> None:
+    """Letters that one operand alone has were added up as int64, which the other operand was not."""
+    i, j, b = (
+        gx.placeholder("i", (2, 3), "int32"),
+        gx.placeholder("j", (3, 4), "int32"),
+        gx.placeholder("b", (3, 3), "bool"),
+    )
+    arrays = (
+        np.arange(6, dtype=np.int32).reshape(2, 3),
+        np.arange(12, dtype=np.int32).reshape(3, 4),
+        np.eye(3, dtype=bool),
+    )
+    results = [
+        gx.einsum("ij,jk->k", i, j),
+        gx.einsum("ij->i", i),
+        gx.diagonal(i[:, :2]),
+        gx.diagonal(b),
+        gx.einsum("ij->i", b),
+    ]
+    wanted = [
+        np.einsum("ij,jk->k", *arrays[:2]), np.einsum("ij->i", arrays[0]), np.diagonal(arrays[0]),
+        np.diagonal(arrays[2]), np.einsum("ij->i", arrays[2]),
+    ]  # fmt: skip
+    for found, other in zip(gx.compile([i, j, b], results)(*arrays), wanted, strict=True):
+        assert found.dtype == other.dtype
+        np.testing.assert_array_equal(found, other)
+
+
 def test_argmax_of_nan_is_the_first_nan() -> None:
     x = np.array([1.0, np.nan, 3.0, np.nan])
     assert run(gx.argmax, x) == np.argmax(x) == 1

@@ -237,6 +237,31 @@ def test_a_deep_sum_is_cut_into_steps_where_what_is_read_again_would_leave_the_c
     assert tiling.choose(*product("tn", DType.F32, 128, 500, 2048), AVX512).steps > 1  # 128 rows of 2048 fill it
 
 
+def test_lines_that_every_tile_fetches_again_are_worth_a_cut_of_the_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1600 terms of rows side by side stand on as many pages: more lines than the first-level cache holds."""
+    gradient = product("tn", DType.F32, 1024, 256, 1600)
+    assert tiling.choose(*gradient, AVX512).steps > 1
+    monkeypatch.setattr(tiling, "FAR_LINE", 0.0)
+    assert tiling.choose(*gradient, AVX512).steps == 1
+
+
+def test_tiles_are_wide_where_the_lines_of_their_rows_compete(monkeypatch: pytest.MonkeyPatch) -> None:
+    gradient = product("tn", DType.F32, 1024, 1024, 256)
+    wide = tiling.choose(*gradient, AVX512).vectors
+    monkeypatch.setattr(tiling, "ALIASED_WALK", tiling.PAGE_WALK)
+    assert tiling.choose(*gradient, AVX512).vectors < wide
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "cuts"),
+    [(8, 1, 8), (8, 2, 1), (64, 1, 1)],
+    ids=["for more blocks", "a piece of the panel should stay in the cache", "a strip of few tiles is not worth it"],
+)
+def test_rows_are_cut_for_more_blocks(rows: int, steps: int, cuts: int) -> None:
+    roles = assign(axes_of(*product("nt", DType.F32, 192, 64, 64)), 1)
+    assert tiling._row_parts(roles, rows, 64, schedule.PACK_FIRST, 8, steps) == cuts
+
+
 def test_products_of_few_columns_are_blocks_for_many_threads() -> None:
     """Strips of columns alone would be four, and there is no batch."""
     body, form = product("nt", DType.F32, 2048, 128, 128)

@@ -10,7 +10,7 @@ from graphs import random_graphs
 from hypothesis import HealthCheck, given, settings
 
 import graphc as gx
-from graphc import compare, ops, reference
+from graphc import compare, ops, reference, testing
 from graphc.compiler import trace
 from graphc.ir.graph import Graph, Value, build
 from graphc.ir.types import DType, TensorType
@@ -145,6 +145,43 @@ def test_a_transpose_beside_a_contraction_is_a_matter_of_letters() -> None:
     graph, _ = trace([x], [(x @ w.T).T], {}, "f")
     simple = simplify(graph)
     assert [(n.op.name, n.attrs.get("spec")) for n in simple.nodes] == [("contract", "mk,nk->nm")]
+
+
+def test_a_slice_of_a_scalar_that_is_reshaped() -> None:
+    """There were no axes to cut."""
+    x = gx.placeholder("x", ())
+    assert gx.compile([x], gx.reshape(x, (1,))[::2])(np.float32(3)) == 3
+    total = gx.reshape(gx.sum(gx.placeholder("y", (4,)) * np.ones(4, np.float32)), (1, 1))[:, ::-2]
+    assert total.shape == (1, 1)
+
+
+def test_a_slice_of_nothing_that_is_reshaped() -> None:
+    x = gx.placeholder("x", (3, 0, 4))
+    assert gx.compile([x], gx.reshape(x[2, 0:0], (0, 5))[:, 1:3])(np.zeros((3, 0, 4), np.float32)).shape == (0, 2)
+
+
+def test_integers_have_no_reciprocal_that_is_one() -> None:
+    """`x**-1 = 1 / x` is a rule of floats."""
+    x = gx.placeholder("x", (4,), "int32")
+    found = gx.compile([x], x ** gx.full((4,), -1, "int32"))(np.array([1, -1, 2, 3], np.int32))
+    assert list(found) == [1, -1, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["stored", "product", "shared"])
+def test_a_slice_stops_above_a_reshape_that_is_a_view(name: str) -> None:
+    """Below it the slice was a copy of its own, where it had been part of what reads it."""
+    x, w = gx.placeholder("x", (9, 1024)), gx.placeholder("w", (1024, 1024))
+    if name == "stored":
+        results, calls = gx.reshape(x, (9, 32, 32))[1:] + 1.0, 1
+    elif name == "product":
+        results, calls = gx.reshape(x, (9, 32, 32))[:-1] @ w[:32, :16], 1
+    else:
+        y = gx.reshape(x @ w, (9, 32, 32))
+        results, calls = (y[1:] - y[:-1]) * 2 + gx.reshape(y[1:].transpose(0, 2, 1), (8, 32, 32)), 2
+    f = gx.compile([x, w], results)
+    feeds = [np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((9, 1024), (1024, 1024))]
+    testing.assert_matches_interpreter(f, *feeds)
+    assert len(f.compilation().kernels) == calls
 
 
 def test_a_shared_contraction_is_not_done_twice() -> None:

@@ -10,7 +10,8 @@ vectors to run along, and the others follow from it:
 A letter that the panel lacks gives the *rows*, the nearest in memory of those that are long enough: a tile reuses each
 panel vector for several of them. Where all are short (the places of a filter), several are the rows together, as many
 as one tile can hold. Where both operands hold the columns, the panel is the second; but windows, of which the other
-lacks the taps, are no panel: else both would be read once for each tap. Other letters of the result are the *batch*, looped over outside; the summed ones are the *depth*.
+lacks the taps, are no panel: else both would be read once for each tap. Other letters of the result are the *batch*,
+looped over outside; the summed ones are the *depth*.
 
 Invariants:
  1. neighbouring axes of one role that every access walks as one form one group;

@@ -1,7 +1,8 @@
 """Equations between elementwise expressions: identities, and stable forms of what overflows or cancels.
 
 The equations hold for real numbers. A rule may change the last bits of a float, never by more than the expression on
-its left is exact to; those that would lose a NaN or an infinity (x - x = 0, 0 x = 0) are not here.
+its left is exact to; those that would lose a NaN or an infinity (x - x = 0, 0 x = 0) are not here. The sign of a zero
+may change (x + 0 = x), and so may that of an infinity which is made of it; roots for half powers say what they do.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ IDENTITIES = (
     Rule("x**2 = x x", lambda x: ops.pow(x, ops.full_like(x, 2)), lambda x: ops.mul(x, x)),
     Rule("x**3 = x x x", lambda x: ops.pow(x, ops.full_like(x, 3)), lambda x: ops.mul(x, ops.mul(x, x))),
     Rule("x**4 = (x x) (x x)", lambda x: ops.pow(x, ops.full_like(x, 4)), _fourth_power),
-    # NumPy, torch and JAX take roots, too, which differ from powers at -inf, and the second at -0.
+    # Roots, as torch's: at -inf NaN, where a power is infinite or 0; at -0 minus what a power is.
     Rule("x**0.5 = sqrt(x)", lambda x: ops.pow(x, ops.full_like(x, 0.5)), ops.sqrt),
     Rule("x**-0.5 = rsqrt(x)", lambda x: ops.pow(x, ops.full_like(x, -0.5)), ops.rsqrt),
     Rule(

@@ -90,7 +90,7 @@ def _diagonal(x: Tensor, letters: str) -> tuple[Tensor, str]:
             if x.shape[first] != x.shape[second]:
                 raise ShapeError(f"{x.type} has no diagonal along axes {first} and {second}", source.here())
             here, there = (Tensor(ops.iota(shape=x.shape, axis=a, dtype=DType.I64)) for a in (first, second))
-            x = sum(where(here == there, x, zeros_like(x)), second)
+            x = _added(where(here == there, x, zeros_like(x)), (second,))
             letters = letters[:second] + letters[second + 1 :]
     return x, letters
 
@@ -98,7 +98,12 @@ def _diagonal(x: Tensor, letters: str) -> tuple[Tensor, str]:
 def _without_lone(x: Tensor, letters: str, needed: set[str]) -> tuple[Tensor, str]:
     """Sum over the letters that nothing else has."""
     lone = [a for a, c in enumerate(letters) if c not in needed]
-    return (sum(x, lone), "".join(c for c in letters if c in needed)) if lone else (x, letters)
+    return (_added(x, lone), "".join(c for c in letters if c in needed)) if lone else (x, letters)
+
+
+def _added(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """The sum along axes in the dtype of x, as einsum's; of bools, whether any holds."""
+    return Tensor((ops.reduce_any if x.dtype is DType.BOOL else ops.reduce_sum)(x.value, axes=axes))
 
 
 def scaled_dot_product_attention(
