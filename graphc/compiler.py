@@ -226,6 +226,8 @@ class Function:
 
         `sizes` gives numbers to named dimensions; without them it is the version that ran last.
         """
+        if stage not in pipeline.STAGES:
+            raise ArgumentError(f"there is no stage {stage!r}; there are {', '.join(pipeline.STAGES)}")
         return str(self.graph) if stage == "graph" else self.compilation(**sizes).text(stage)
 
     @property
@@ -252,7 +254,10 @@ class Function:
         for dimension, size in sizes.items():
             if not isinstance(size, int | np.integer) or size < 0:
                 raise ArgumentError(f"{dimension} must be a whole number from 0 on, not {size!r}")
-        missing = sorted(names_of((*self.graph.inputs, *self.graph.state)) - set(sizes))
+        names = names_of((*self.graph.inputs, *self.graph.state))
+        for dimension in sizes.keys() - names:
+            raise ArgumentError(f"{self.graph.name} has no dimension {dimension}, only {', '.join(sorted(names))}")
+        missing = sorted(names - set(sizes))
         if missing:
             raise ArgumentError(f"say how large {missing[0]} is ({missing[0]}=64), or call the function first")
         bound = bind(self.graph, sizes)
@@ -266,6 +271,12 @@ class Function:
         """The arrays of a call as the native step reads them: in order, contiguous, of the inputs' dtypes."""
         values = self.graph.inputs
         return [conform(value, given) for value, given in zip(values, ordered(values, args, named), strict=True)]
+
+    def __reduce__(self) -> Any:
+        raise ArgumentError(
+            f"{self.graph.name} holds machine code, which is not copied or pickled: pickle modules and optimisers, and "
+            "compile again"
+        )
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{value.name}: {value.type}" for value in self.graph.inputs)

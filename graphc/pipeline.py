@@ -45,6 +45,9 @@ PASSES = (
 )
 
 
+STAGES = ("graph", "bind", *PASSES, "fused", "plan", "loops", "llvm", "assembly")  # that can be printed
+
+
 @dataclass(frozen=True, eq=False)
 class Compilation:
     """Everything that was made of a graph for one set of sizes. `stages`: the graph after each pass, by its name."""

@@ -125,6 +125,28 @@ def test_mistakes_get_one_message(
     assert message in err
 
 
+def test_feeds_say_how_large_a_dimension_is(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "feeds.npz", x=np.zeros((2, 3), np.float32), at=np.zeros(2, int), w=np.ones(3, "f4"))
+    assert main(["run", "--feeds", str(tmp_path / "feeds.npz"), str(file)]) == 0
+    capsys.readouterr()
+    for name, content in (("no.npz", b"graph"), ("one.npz", b"")):
+        (tmp_path / name).write_bytes(content)
+        assert main(["run", "--feeds", str(tmp_path / name), str(file)]) == 1
+        assert capsys.readouterr().err == f"graphc: {name} is no .npz file of arrays\n"
+
+
+def test_bytes_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bytes.gc").write_bytes(b"\xff\xfe")
+    assert main(["opt", str(tmp_path / "bytes.gc")]) == 1
+    assert capsys.readouterr().err == "graphc: bytes.gc is no text\n"
+
+
+def test_a_pass_that_needs_numbers_says_how_to_give_them(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["opt", str(file)]) == 1
+    assert capsys.readouterr().err == "graphc: say how large n is: --size n=64\n"
+    assert main(["opt", "--size", "n=4", str(file)]) == 0
+
+
 def test_a_reader_that_has_seen_enough_is_no_mistake(file: Path) -> None:
     """As `graphc opt .. | head`: the pipe is closed before all is printed."""
     reader, writer = os.pipe()

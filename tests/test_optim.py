@@ -125,8 +125,8 @@ def test_fifty_steps_of_the_mlp_follow_torch(seed: int) -> None:
 def test_mistakes_are_refused() -> None:
     w = gx.Parameter(np.ones(2, np.float32), "w")
     for settings, message in (
-        ({"lr": -1.0}, "lr must be at least 0"),
-        ({"momentum": -0.1}, "momentum must be at least"),
+        ({"lr": -1.0}, "lr must be a number of at least 0"),
+        ({"momentum": -0.1}, "momentum must be a number of at least"),
         ({"weight_decay": float("nan")}, "weight_decay"),
         ({"nesterov": True}, "nesterov needs"),
         ({"nesterov": True, "momentum": 0.9, "dampening": 0.1}, "nesterov needs"),

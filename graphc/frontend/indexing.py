@@ -163,6 +163,8 @@ def _positions_of_bools(key: Any, extents: Sequence[Dim]) -> tuple[Any, ...]:
 def _bounds(key: Any, extent: Dim) -> tuple[Dim, Dim, int]:
     """First element, the one behind the last, and the step (negative: taken in opposite order)."""
     if isinstance(key, slice):
+        if key.step == 0:
+            raise ArgumentError("the step of a slice must not be 0", source.here())
         if key == slice(None):
             return 0, extent, 1
         if isinstance(extent, int) and not any(isinstance(n, dims.Polynomial) for n in (key.start, key.stop)):

@@ -123,6 +123,13 @@ from graphc.frontend.spatial import Pair, pair
 from graphc.frontend.state import Buffer, Parameter
 from graphc.frontend.tensor import Tensor
 from graphc.ir import source
+from graphc.ir.dim import Dim
+
+
+def _require_sizes(low: int = 0, **sizes: Any) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < low:
+            raise ArgumentError(f"{name} must be a whole number from {low} on, not {size!r}", source.here())
 
 
 class Identity(Module):
@@ -140,8 +147,7 @@ class Linear(Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
-        if min(in_features, out_features) < 0:
-            raise ArgumentError(f"features must not be negative: {in_features}, {out_features}")
+        _require_sizes(in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         bound = 1 / math.sqrt(in_features) if in_features else 0.0
         self.weight = Parameter(random.uniform(-bound, bound, (out_features, in_features)))
@@ -162,6 +168,7 @@ class Embedding(Module):
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__()
+        _require_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.weight = Parameter(random.normal(0.0, 1.0, (num_embeddings, embedding_dim)))
 
@@ -210,13 +217,16 @@ class Conv2d(Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        if groups < 1 or in_channels % groups or out_channels % groups:
+        _require_sizes(in_channels=in_channels, out_channels=out_channels)
+        _require_sizes(1, groups=groups)
+        if in_channels % groups or out_channels % groups:
             raise ArgumentError(f"{in_channels} and {out_channels} channels cannot be parted in {groups} groups")
         self.in_channels, self.out_channels, self.kernel_size = (
             in_channels,
             out_channels,
             pair(kernel_size, "kernel_size"),
         )
+        pair(stride, "stride"), pair(dilation, "dilation"), isinstance(padding, str) or pair(padding, "padding", 0)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         fan_in = in_channels // groups * math.prod(self.kernel_size)
         bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
@@ -313,6 +323,7 @@ class BatchNorm2d(Module):
         track_running_stats: bool = True,
     ) -> None:
         super().__init__()
+        _require_sizes(num_features=num_features)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         ones, zeros = np.ones(num_features, np.float32), np.zeros(num_features, np.float32)
         self.weight = Parameter(ones) if affine else None
@@ -340,9 +351,11 @@ class BatchNorm2d(Module):
 class LSTM(Module):
     """Long short-term memory: (input, (h, c)) -> (output, (h, c)), with torch's gates, names and layouts.
 
-    input   [N, T, input_size] (batch_first) or [T, N, input_size]; T is a number
+    input   [N, T, input_size] (batch_first) or [T, N, input_size]
     h, c    [num_layers * directions, N, hidden_size]; zeros when they are not given
     output  h of the last layer at every t, both directions side by side
+
+    Raises ArgumentError and ShapeError for a size that is none, and a state or an input that does not fit.
 
     weight_ih_l0 [4 hidden, input], weight_hh_l0 [4 hidden, hidden], bias_ih_l0 and bias_hh_l0 [4 hidden], their names
     ending in `_reverse` for the second direction, start uniform in +-1 / sqrt(hidden_size).
@@ -358,8 +371,7 @@ class LSTM(Module):
         bidirectional: bool = False,
     ) -> None:
         super().__init__()
-        if min(input_size, hidden_size, num_layers) < 1:
-            raise ArgumentError("input_size, hidden_size and num_layers must be at least 1")
+        _require_sizes(1, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
         self.directions = 2 if bidirectional else 1
@@ -383,10 +395,22 @@ class LSTM(Module):
         found: Parameter = getattr(self, self._name(what, layer, direction))
         return found
 
+    def _require_state(self, state: Any, batch: Dim) -> None:
+        if state is None:
+            return
+        if not isinstance(state, tuple | list) or len(state) != 2:
+            raise ArgumentError("the state of an LSTM is a pair (h, c)", source.here())
+        wanted = (self.num_layers * self.directions, batch, self.hidden_size)
+        for name, part in zip("hc", state, strict=True):
+            if part.shape != wanted:
+                shape = ",".join(map(str, wanted))
+                raise ShapeError(f"{name} of an LSTM must be [{shape}], not {part.type}", source.here())
+
     def forward(self, input: Tensor, state: tuple[Tensor, Tensor] | None = None) -> Any:
         if input.ndim != 3 or input.shape[2] != self.input_size:
             raise ShapeError(f"LSTM takes three axes, the last {self.input_size}, not {input.type}", source.here())
         x = input if self.batch_first else F.swapaxes(input, 0, 1)
+        self._require_state(state, x.shape[0])
         zero = F.zeros((x.shape[0], self.hidden_size), x.dtype)
         finals = []
         for layer in range(self.num_layers):
@@ -447,6 +471,9 @@ class GroupNorm(Module):
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__()
+        _require_sizes(1, num_groups=num_groups, num_channels=num_channels)
+        if num_channels % num_groups:
+            raise ArgumentError(f"{num_channels} channels cannot be parted in {num_groups} groups", source.here())
         self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
         self.weight = Parameter(np.ones(num_channels, np.float32)) if affine else None
         self.bias = Parameter(np.zeros(num_channels, np.float32)) if affine else None

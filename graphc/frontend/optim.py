@@ -24,6 +24,8 @@ class Optimizer:
     """Parameters and a learning rate."""
 
     def __init__(self, params: Iterable[Parameter], lr: float) -> None:
+        if not isinstance(params, Iterable):
+            raise ArgumentError(f"an optimiser takes parameters, as net.parameters(), not {type(params).__name__}")
         self.params = list(params)
         if not self.params:
             raise ArgumentError("an optimiser needs at least one parameter")
@@ -184,6 +186,10 @@ def _reached(beta: float, count: Tensor) -> Tensor:
 
 def _at_least(low: float, **named: float) -> float:
     ((name, value),) = named.items()
-    if not value >= low:
-        raise ArgumentError(f"{name} must be at least {low}, not {value}")
-    return value
+    try:
+        number = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not low <= number < math.inf:
+        raise ArgumentError(f"{name} must be a number of at least {low}, not {value!r}")
+    return number

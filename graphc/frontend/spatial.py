@@ -25,7 +25,7 @@ Pair = int | tuple[int, ...]
 
 def pair(value: Pair, what: str, low: int = 1) -> tuple[int, int]:
     """A number for height and width; raises ArgumentError for what is none, or below `low`."""
-    numbers = (value, value) if isinstance(value, int | np.integer) else tuple(value)
+    numbers = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(numbers) != 2 or any(not isinstance(n, int | np.integer) or n < low for n in numbers):
         raise ArgumentError(f"{what} must be one or two whole numbers of at least {low}, not {value!r}", source.here())
     return int(numbers[0]), int(numbers[1])

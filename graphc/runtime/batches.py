@@ -130,8 +130,16 @@ def cut(values: Sequence[Value], given: Sequence[Any], batch_size: int | None, s
     if drop_last and not count:
         raise ArgumentError(f"drop_last leaves nothing of {rows} rows in batches of {size}")
     parts = [Part(0, 0, count, size), Part(count, count * size, 1, 0 if drop_last else rest)]
-    order = None if seed is None else np.random.default_rng(seed).permutation(rows).astype(np.int64, copy=False)
+    order = None if seed is None else _order(seed, rows)
     return Batches(arrays, is_cut, rows, batch, order, tuple(part for part in parts if part.count and part.size))
+
+
+def _order(seed: Any, rows: int) -> Array:
+    try:
+        random = np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"seed {seed!r} gives no random numbers: {error}") from None
+    return random.permutation(rows).astype(np.int64, copy=False)
 
 
 def _batch_dimension(values: Sequence[Value]) -> Dim:

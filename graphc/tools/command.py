@@ -1,6 +1,6 @@
 """The `graphc` command: graphs as text files, transformed, run, compared, compiled, drawn.
 
-graphc opt --passes simplify,fuse step.gc         the graph after some passes
+graphc opt --passes simplify,fuse step.gc         the graph after some passes (--size batch=64 for a named dimension)
 graphc run step.gc --feeds arrays.npz             run it, on given arrays or on random ones
 graphc run --compare graph.gc fuse.gc             native against interpreted, and all files against the first
 graphc dump --stage loops step.gc                 what it is compiled to
@@ -15,12 +15,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from graphc import compare, pipeline, reference
-from graphc.errors import ArgumentError, FeedError, GraphcError, MismatchError
-from graphc.ir.binding import bind, names_of
+from graphc.errors import ArgumentError, FeedError, GraphcError, MismatchError, PassError
+from graphc.ir.binding import bind, names_of, sizes_of
 from graphc.ir.graph import Graph
 from graphc.ir.text import parse
 from graphc.ir.verify import verify
@@ -89,7 +90,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _opt(options: argparse.Namespace) -> None:
-    graph, ledger = run_passes(_read(options.file, options.size), filter(None, options.passes.split(",")))
+    graph = _read(options.file, options.size)
+    try:
+        graph, ledger = run_passes(graph, filter(None, options.passes.split(",")))
+    except PassError:
+        _sized(graph)  # what a pass cannot do, as a rule
+        raise
     print(graph, end="")
     if options.ledger:
         print(ledger, file=sys.stderr)
@@ -98,8 +104,7 @@ def _opt(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     first: list[Array] = []
     for file in options.files:
-        graph = _sized(_read(file, options.size))
-        feeds = _feeds(graph, options.feeds, options.seed)
+        graph, feeds = _fed(_read(file, options.size), options.feeds, options.seed)
         found = _native(graph, feeds) if options.mode == "native" or options.compare else _interpreted(graph, feeds)
         if options.compare:
             other = _interpreted(graph, feeds)
@@ -132,7 +137,10 @@ def _dot(options: argparse.Namespace) -> None:
 
 
 def _read(file: Path, sizes: Sequence[str]) -> Graph:
-    graph = parse(file.read_text(), file.name)
+    try:
+        graph = parse(file.read_text(), file.name)
+    except UnicodeDecodeError:
+        raise ArgumentError(f"{file.name} is no text") from None
     verify(graph)
     return bind(graph, dict(map(_size, sizes)))
 
@@ -151,14 +159,28 @@ def _sized(graph: Graph) -> Graph:
     return graph
 
 
-def _feeds(graph: Graph, file: Path | None, seed: int) -> list[Array]:
+def _fed(graph: Graph, file: Path | None, seed: int) -> tuple[Graph, list[Array]]:
+    """A graph whose dimensions have the sizes of a file's arrays, and those, or random ones without a file."""
     if file is None:
-        return examples(graph, seed)
-    with np.load(file) as arrays:
-        missing = [v.name for v in (*graph.inputs, *graph.state) if v.name not in arrays]
-        if missing:
-            raise FeedError(f"{file.name} has no array for {', '.join(missing)}")
-        return [conform(value, arrays[value.name]) for value in (*graph.inputs, *graph.state)]
+        graph = _sized(graph)
+        return graph, examples(graph, seed)
+    arrays, values = _arrays(file), (*graph.inputs, *graph.state)
+    missing = [value.name for value in values if value.name not in arrays]
+    if missing:
+        raise FeedError(f"{file.name} has no array for {', '.join(missing)}")
+    graph = bind(graph, sizes_of(values, [arrays[value.name].shape for value in values]))
+    return graph, [conform(value, arrays[value.name]) for value in (*graph.inputs, *graph.state)]
+
+
+def _arrays(file: Path) -> dict[str, Array]:
+    try:
+        found = np.load(file)
+    except (ValueError, BadZipFile, EOFError):
+        found = None
+    if not isinstance(found, np.lib.npyio.NpzFile):
+        raise FeedError(f"{file.name} is no .npz file of arrays")
+    with found:
+        return dict(found)
 
 
 def _interpreted(graph: Graph, feeds: Sequence[Array]) -> list[Array]:

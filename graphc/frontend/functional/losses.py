@@ -60,8 +60,10 @@ def cross_entropy(
     ignore_index     a class that counts nothing. None by default, where torch has -100: a stray label then raises
     label_smoothing  the part of the target that is spread evenly over all classes
 
-    Raises ShapeError and DTypeError when they do not fit.
+    Raises ShapeError and DTypeError when they do not fit, and ArgumentError for a smoothing that is no part.
     """
+    if not 0 <= label_smoothing <= 1:
+        raise ArgumentError(f"label_smoothing must be from 0 to 1, not {label_smoothing!r}", source.here())
     axis = 0 if input.ndim == 1 else 1
     logs = log_softmax(input, axis)
     if target.dtype.is_float and target.ndim == input.ndim:
