@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -184,7 +185,7 @@ def _reached(beta: float, count: Tensor) -> Tensor:
     return F.ones_like(count) if beta == 0.0 else -F.expm1(count * math.log(beta))
 
 
-def _at_least(low: float, **named: float) -> float:
+def _at_least(low: float, **named: Any) -> float:
     ((name, value),) = named.items()
     try:
         number = math.nan if isinstance(value, str) else float(value)
