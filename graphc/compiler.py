@@ -25,7 +25,8 @@ from graphc.pipeline import Compilation
 from graphc.plan import Plan
 from graphc.runtime import profile as profiling
 from graphc.runtime.batches import Batches, Result, Shapes, cut
-from graphc.runtime.bound import Bound, NativeRun, outputs_of
+from graphc.runtime.bound import Bound, native_run, outputs_of
+from graphc.runtime.entrance import Entrance, entrance
 from graphc.runtime.epoch import Loop, in_batch
 from graphc.runtime.feeds import bindable, conform, examples, ordered
 from graphc.runtime.state import Held
@@ -142,6 +143,8 @@ class Function:
         self._graphs: dict[Shapes, Graph] = {}
         self._compiled: dict[Shapes, Compilation] = {}
         self._latest: Compilation | None = None
+        self._entrances: dict[Shapes, Entrance | None] = {}
+        self._enter: Entrance | None = None  # to the latest
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """One step: the outputs, with every update done.
@@ -149,13 +152,20 @@ class Function:
         Raises FeedTypeError and FeedError for arrays that do not fit, StateError when a parameter has changed its type
         since, and IndexRangeError for an index (a label) outside its range; the state then is as it was.
         """
+        enter = self._enter
+        if enter is not None and not named:
+            found = enter(args)
+            if found is not None:
+                return found
         arrays = args if not named and self._fit(args) else self.feeds(*args, **named)
         state = self._held.arrays()
         if self.mode == "interpret":
             results = self._interpret(arrays, state)
         else:
             shapes = tuple([array.shape for array in arrays])
-            results = self._native(self._compilation(shapes), arrays, state)
+            compilation = self._compilation(shapes)
+            results = self._native(compilation, arrays, state)
+            self._enter = self._entrance(shapes, compilation)
         if self._single:
             return results[0] if results[0].ndim else results[0][()]
         return tuple([array if array.ndim else array[()] for array in results])
@@ -178,7 +188,7 @@ class Function:
         types = [value.type for value in self._bound(shapes).outputs]
         outputs = outputs_of(types, out, [*arrays, *state])
         if self.mode == "native":
-            run = NativeRun(self._compilation(shapes).executable, self._held, arrays, outputs).step
+            run = native_run(self._compilation(shapes).executable, self._held, arrays, outputs)
         else:
             run = partial(self._into, outputs, arrays)
         return Bound(
@@ -305,8 +315,16 @@ class Function:
         if found is None:
             found = pipeline.build(self.graph, sizes_of(self.graph.inputs, shapes), self.threads)
             self._compiled[shapes] = found
-        self._latest = found
+        if found is not self._latest:
+            self._latest, self._enter = found, None
         return found
+
+    def _entrance(self, shapes: Shapes, compilation: Compilation) -> Entrance | None:
+        if self.mode != "native":
+            return None
+        if shapes not in self._entrances:
+            self._entrances[shapes] = entrance(compilation.executable, self._held, self._single)
+        return self._entrances[shapes]
 
     def _require_apart(self, arrays: Sequence[Array]) -> None:
         """Raises FeedError for an input in the memory of a state that steps overwrite while they read it."""

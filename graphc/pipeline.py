@@ -26,6 +26,7 @@ from graphc.loops.target import Target
 from graphc.passes import manager  # with all passes
 from graphc.plan import Plan, make, shares_of
 from graphc.runtime.executable import Executable, symbols
+from graphc.runtime.memory import OFFSETS
 from graphc.runtime.team import available
 
 PASSES = (
@@ -96,7 +97,7 @@ def build(graph: Graph, sizes: Mapping[str, int], threads: int | None = 1) -> Co
     if not shared and not any(map(is_divided, functions.values())):
         threads = 1
     plan = make(fused, {node: code.scratch_bytes(function) for node, function in functions.items()}, threads)
-    modules = code.emit_modules(plan, functions, target, threaded=threads > 1)
+    modules = code.emit_modules(plan, functions, target, threaded=threads > 1, offsets=OFFSETS)
     compiled = compile_all(modules, symbols(threads), available())
     found = Compilation(stages, ledger, plan, functions, Executable(plan, functions, compiled, threads))
     _report(found, "".join(f".{name}{size}" for name, size in sizes.items()))

@@ -1,4 +1,5 @@
-"""Bound steps: the same results as calls, in arrays that stay; what cannot be bound is refused."""
+"""Bound steps: the same results as calls, in arrays that stay; what cannot be bound is refused. And calls that native
+code looks at."""
 
 from __future__ import annotations
 
@@ -212,3 +213,122 @@ def test_steps_are_whole_whenever_an_interrupt_comes() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     run()
+
+
+# Calls -----------------------------------------------------------------------------------------------------------
+
+
+def looked_at(problem: Problem, *args: Any) -> Any:
+    """What native code makes of a call: None where it does not take it."""
+    assert problem.step._enter is not None
+    return problem.step._enter(args)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_call_that_fits_is_what_the_interpreter_computes(threads: int) -> None:
+    problem, other = Problem("native", threads), Problem("interpret")
+    problem.step(problem.x, problem.index), other.step(other.x, other.index)
+    for _ in range(3):
+        found, wanted = looked_at(problem, problem.x, problem.index), other.step(other.x, other.index)
+        assert [np.shape(a) for a in found] == [(5, 4), ()] and type(found[1]) is np.float32
+        for array, expected in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(array, expected, rtol=1e-6)
+    assert problem.weight.data.tobytes() == other.weight.data.tobytes()
+
+
+def test_every_call_returns_arrays_of_its_own() -> None:
+    problem = Problem()
+    results = [problem.step(problem.x, problem.index)[0] for _ in range(4)]
+    assert not any(np.shares_memory(a, b) for a in results for b in results if a is not b)
+
+
+class Subclass(np.ndarray):
+    """An array that could mean something else by its elements."""
+
+
+MISFITS: dict[str, Any] = {
+    "a list": lambda p: (p.x.tolist(), p.index),
+    "a number": lambda p: (1.0, p.index),
+    "nothing": lambda p: (None, p.index),
+    "too few": lambda p: (p.x,),
+    "too many": lambda p: (p.x, p.index, p.index),
+    "another dtype": lambda p: (p.x, p.index.astype(np.int32)),
+    "another byte order": lambda p: (p.x.astype(">f4"), p.index),
+    "fewer rows": lambda p: (p.x[:4], p.index),
+    "one axis more": lambda p: (p.x[None], p.index),
+    "another order": lambda p: (np.asfortranarray(p.x), p.index),
+    "every second": lambda p: (np.repeat(p.x, 2, 0)[::2], p.index),
+    "unaligned": lambda p: (np.frombuffer(b"\0" + p.x.tobytes(), np.uint8)[1:].view(np.float32).reshape(5, 3), p.index),
+    "read only": lambda p: (np.broadcast_to(p.x[:1], (5, 3)), p.index),
+    "a subclass": lambda p: (p.x.view(Subclass), p.index),
+}
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_a_call_that_does_not_fit_has_done_nothing(what: str) -> None:
+    problem = Problem()
+    problem.step(problem.x, problem.index)
+    before = problem.weight.data.tobytes()
+    assert looked_at(problem, *MISFITS[what](problem)) is None
+    assert problem.weight.data.tobytes() == before
+
+
+def test_a_call_with_a_states_memory_reads_what_it_was() -> None:
+    x, weight = gx.placeholder("x", (4,)), gx.Parameter(np.arange(4.0, dtype=np.float32), "weight")
+    step = gx.compile([x], x * 1, updates={weight: weight + 10 * x[::-1]})
+    step(np.zeros(4, np.float32))
+    assert step._enter is not None and step._enter((weight.data,)) is None
+    assert step(weight.data).tolist() == [0, 1, 2, 3] and weight.data.tolist() == [30, 21, 12, 3]
+
+
+def test_calls_of_changing_sizes_go_to_the_version_of_each() -> None:
+    x = gx.placeholder("x", ("n",))
+    step = gx.compile([x], [x * 2, gx.sum(x)])
+    for n in (3, 5, 3, 3, 5, 0, 5):
+        doubled, total = step(np.arange(n, dtype=np.float32))
+        assert doubled.tolist() == [2 * k for k in range(n)] and total == n * (n - 1) / 2
+        assert step.plan.graph.inputs[0].type.extents == (n,)
+    step.compilation_for(np.zeros(7, np.float32))
+    step(np.zeros(5, np.float32))
+    assert step.plan.graph.inputs[0].type.extents == (5,)
+
+
+def test_a_parameter_that_is_replaced_between_calls_is_read_anew() -> None:
+    problem = Problem()
+    for factor in (1.0, 2.0, 3.0):
+        problem.weight.data = np.full((3, 4), factor)
+        for _ in range(2):
+            problem.step(problem.x, problem.index)
+    assert problem.weight.data.tolist() == np.full((3, 4), 3 * 1.25**2).tolist()
+    problem.weight.data = np.ones((4, 4))
+    with pytest.raises(StateError, match="compile again"):
+        problem.step(problem.x, problem.index)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_call_that_fails_changes_nothing(threads: int) -> None:
+    problem = Problem("native", threads)
+    problem.step(problem.x, problem.index)
+    before = problem.weight.data.tobytes()
+    for _ in range(2):
+        with pytest.raises(IndexRangeError, match=r"9 is outside \[0, 4\)"):
+            problem.step(problem.x, np.full(5, 9))
+    assert problem.weight.data.tobytes() == before
+    problem.step(problem.x, problem.index)
+
+
+def test_python_threads_may_call_one_step() -> None:
+    x = gx.placeholder("x", (50,))
+    count = gx.Parameter(np.zeros((), np.float32), "count")
+    step, wrong = gx.compile([x], gx.sum(x), updates={count: count + 1}), list[int]()
+
+    def work(number: int) -> None:
+        array = np.full(50, number, np.float32)
+        wrong.extend(1 for _ in range(200) if step(array) != 50 * number)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert count.data == 800 and not wrong

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import prod
 
-from graphc.codegen import team
+from graphc.codegen import enter, team
 from graphc.codegen.claims import claims
 from graphc.codegen.emit import ATTRIBUTES, BARRIER, add, returns_status
 from graphc.codegen.llvm import Body, Module
@@ -44,11 +44,17 @@ def scratch_bytes(function: Function) -> int:
 
 
 def emit_modules(
-    plan: Plan, kernels: Mapping[Node, Function], target: Target, *, threaded: bool = False
+    plan: Plan,
+    kernels: Mapping[Node, Function],
+    target: Target,
+    *,
+    threaded: bool = False,
+    offsets: enter.Offsets | None = None,
 ) -> Iterator[str]:
     """Modules with every kernel that the plan calls, each once, and at last one with the step that calls them.
 
-    Each of them can be compiled by itself. How kernels are divided follows from their text alone.
+    Each of them can be compiled by itself. How kernels are divided follows from their text alone. Where it is known
+    how arrays are laid out, there is also a function that enters them (`codegen.enter`).
     """
     module = Module(fma=target.fma)
     checks = {kernels[call.node].name for call in plan.calls if call.is_check}
@@ -59,7 +65,8 @@ def emit_modules(
             module = Module(fma=target.fma)
     if module.size:
         yield str(module)
-    yield emit_step(plan, kernels, threaded=threaded)
+    way_in = enter.emit(offsets, threaded=threaded) if offsets else ""
+    yield emit_step(plan, kernels, threaded=threaded) + way_in
 
 
 def emit_step(plan: Plan, kernels: Mapping[Node, Function], *, threaded: bool = False, timed: bool = False) -> str:

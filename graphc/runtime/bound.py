@@ -47,24 +47,25 @@ class Bound:
         return self._results
 
 
-class NativeRun:
-    """A step of an executable with a table of its own."""
+def native_run(
+    executable: Executable, held: Held, inputs: Sequence[Array], outputs: Sequence[Array]
+) -> Callable[[], None]:
+    """A step of an executable with a table of its own, as a function; whoever calls it keeps the arrays alive."""
+    entered, run, lock = held.arrays(), executable.run, executable.lock
+    table = executable.new_table((*inputs, *entered, *outputs))
+    place = ctypes.addressof(table)
 
-    def __init__(self, executable: Executable, held: Held, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        self.executable, self.held, self.entered = executable, held, held.arrays()
-        self.arrays = (*inputs, *outputs)  # kept alive
-        self.table = executable.new_table((*inputs, *self.entered, *outputs))
-        self.place, self.run, self.lock = ctypes.addressof(self.table), executable.run, executable.lock
-
-    def step(self) -> None:
-        """Run it."""
-        with self.lock:
-            if self.held.arrays() is not self.entered:
-                self.entered = self.held.arrays()
-                self.table[self.executable.states] = [address(array) for array in self.entered]
-            failed = self.run(self.place)
+    def step() -> None:
+        nonlocal entered
+        with lock:
+            if held.arrays() is not entered:
+                entered = held.arrays()
+                table[executable.states] = [address(array) for array in entered]
+            failed = run(place)
             if failed:
-                raise self.executable.failure(failed, self.table)
+                raise executable.failure(failed, table)
+
+    return step
 
 
 def outputs_of(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from graphc import reference
+from graphc.codegen import enter
 from graphc.codegen import step as code
 from graphc.codegen.jit import Compiled, compile
 from graphc.errors import GraphcError
@@ -26,7 +27,7 @@ from graphc.ir.types import TensorType
 from graphc.loops.ir import Function
 from graphc.plan import Call, Plan
 from graphc.runtime import team
-from graphc.runtime.memory import address, aligned_bytes, empty_arrays
+from graphc.runtime.memory import OFFSETS, address, aligned_bytes, empty_arrays
 
 Array = np.ndarray[Any, Any]
 _STEP = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
@@ -44,6 +45,7 @@ class Executable:
         self.results = [(value.type.extents, value.dtype.numpy) for value in plan.graph.outputs]
         self.step = compiled.address(code.NAME)
         self.run = self.entry(self.step)
+        self.enter = _STEP(compiled.address(enter.NAME)) if OFFSETS else None
         self.lock = threading.Lock()
         inputs, state = len(plan.graph.inputs), len(plan.graph.state)
         self._given = inputs + state + len(self.results)

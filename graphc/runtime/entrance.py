@@ -1,0 +1,90 @@
+"""Calls whose arrays fit as they are: native code looks at them, and runs the step (`codegen.enter`).
+
+Invariants:
+ 1. a call that does not fit has done nothing, and is made again by whoever can convert what was given, or refuse it;
+ 2. a state that was replaced (`parameter.data = ...`) is noticed by the next call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from graphc.codegen import enter as code
+from graphc.ir.graph import Value
+from graphc.runtime.executable import Executable
+from graphc.runtime.memory import address
+from graphc.runtime.state import Held
+
+Array = np.ndarray[Any, Any]
+Entrance = Callable[[tuple[Any, ...]], Any]
+_ENTER = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
+
+
+def entrance(executable: Executable, held: Held, single: bool) -> Entrance | None:
+    """A step of `executable` as a function of the arguments of a call; its result is None where they do not fit.
+
+    Otherwise it returns the outputs, new arrays or numbers: the only one if `single`. None where there is no such way.
+    """
+    native = executable.enter
+    if native is None:
+        return None
+    graph, wanted, empty = executable.plan.graph, executable.results, np.empty
+    inputs, states, outputs = len(graph.inputs), len(graph.state), len(wanted)
+    is_shared, is_number = executable.threads > 1, [not extents for extents, _ in wanted]
+    table: Any = executable.new_table()
+    run, lock, state = executable.run, executable.lock, tuple[Array, ...]()
+    ranges = slice(end := code.OBJECTS + inputs + outputs, end + 2 * states)
+    records = [word for value in graph.inputs for word in _record(value)]
+    call: Any = (ctypes.c_uint64 * (ranges.stop + len(records)))()
+    here, place = ctypes.addressof(call), ctypes.addressof(table)
+    memory, looks = here + 8 * ranges.start, here + 8 * ranges.stop
+    call[ranges.stop :] = records
+    call[: code.OBJECTS] = [inputs, outputs, states, looks, memory if graph.next else 0, id(np.ndarray), place]
+
+    def renew() -> tuple[Array, ...]:
+        arrays = held.arrays()
+        table[executable.states] = starts = [address(array) for array in arrays]
+        ends = [start + array.nbytes for start, array in zip(starts, arrays, strict=True)]
+        call[ranges] = list(chain.from_iterable(zip(starts, ends, strict=True)))
+        return arrays
+
+    def enter(args: tuple[Any, ...]) -> Any:
+        nonlocal state
+        if len(args) != inputs:
+            return None
+        results, slot = [], code.OBJECTS
+        with lock:
+            if held.arrays() is not state:
+                state = renew()
+            for array in args:
+                call[slot] = id(array)
+                slot += 1
+            try:
+                for extents, dtype in wanted:
+                    results.append(array := empty(extents, dtype))
+                    call[slot] = id(array)
+                    slot += 1
+            except (MemoryError, ValueError):  # too large; who comes next says so
+                return None
+            status = native(here)
+            if is_shared and not status:
+                status = run(place)
+            if status:
+                if status == code.MISFIT:
+                    return None
+                raise executable.failure(status, table)
+        if single:
+            return results[0][()] if is_number[0] else results[0]
+        return tuple([array[()] if number else array for array, number in zip(results, is_number)])
+
+    return enter
+
+
+def _record(value: Value) -> tuple[int, ...]:
+    """What an input's array must be; its dtype's object lives for ever."""
+    return id(value.dtype.numpy), value.type.nbytes, value.type.rank, *value.type.extents
