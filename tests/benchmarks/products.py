@@ -5,6 +5,7 @@
 large    one product, on so many threads
 stacked  many small independent products in one call, on one thread: the native code
 single   one small product in a call that returns a new array, on one thread: Python's share of the time included
+bound    the same on arrays that are bound once (`function.bind`), against NumPy's matmul with `out=`
 
 Both sides get the same arrays and work in turns, after a pause in which the other's threads fall asleep; the ratio is
 NumPy's median over graphc's. The large shapes are of DeepBench's training set (github.com/baidu-research/DeepBench,
@@ -112,11 +113,11 @@ SMALL = (
 Call = Callable[[], Any]
 
 
-def pair(product: Product, dtype: Any, threads: int, *, stacked: bool = False, new: bool = False) -> tuple[Call, Call]:
-    """(graphc's call, NumPy's call), which write where they wrote before, or return an array that is new."""
+def pair(product: Product, dtype: Any, threads: int, how: str) -> tuple[Call, Call]:
+    """(graphc's call, NumPy's call), which write where they wrote before, or for "single" return a new array."""
     left, right = SPECS[product.form].partition("->")[0].split(",")
     sizes = {"m": product.rows, "n": product.cols, "k": product.deep}
-    stack = (product.stack(np.dtype(dtype).itemsize),) if stacked else ()
+    stack = (product.stack(np.dtype(dtype).itemsize),) if how == "stacked" else ()
     random = np.random.default_rng(0)
     a, b = (random.standard_normal((*stack, *(sizes[x] for x in part))).astype(dtype) for part in (left, right))
     z = "z" * len(stack)
@@ -124,19 +125,20 @@ def pair(product: Product, dtype: Any, threads: int, *, stacked: bool = False, n
     x, y = (gx.placeholder(name, array.shape, array.dtype) for name, array in (("a", a), ("b", b)))
     ta, tb = (array.swapaxes(-1, -2) if turned == "t" else array for array, turned in zip((a, b), product.form))
     wanted = np.matmul(ta, tb)
-    if new:
+    out = np.empty_like(wanted)
+    if how in ("single", "bound"):
         function = gx.compile([x, y], gx.einsum(spec, x, y), threads=threads)
-        found = function(a, b)
-        calls: tuple[Call, Call] = (lambda: function(a, b)), (lambda: np.matmul(ta, tb))
+        own: Call = function.bind(a, b) if how == "bound" else lambda: function(a, b)
+        found = own()
     else:
         held = gx.Buffer(np.zeros_like(wanted))
         update = gx.compile([x, y], [], {held: gx.einsum(spec, x, y)}, threads=threads)
         update(a, b)
-        found, out = held.data, np.empty_like(wanted)
-        calls = (lambda: update(a, b)), (lambda: np.matmul(ta, tb, out=out))
+        found, own = held.data, lambda: update(a, b)
+    other: Call = (lambda: np.matmul(ta, tb)) if how == "single" else lambda: np.matmul(ta, tb, out=out)
     tolerance = 4 * product.deep * np.finfo(dtype).eps  # of sums in another order: steps and partial sums of sqrt(deep)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=float(tolerance))
-    return calls
+    return own, other
 
 
 def rest() -> None:
@@ -175,7 +177,7 @@ def turn(call: Call, seconds: float) -> list[float]:
     return found
 
 
-def section(title: str, products: Sequence[Product], threads: int, seconds: float, **how: bool) -> list[dict[str, Any]]:
+def section(title: str, products: Sequence[Product], threads: int, seconds: float) -> list[dict[str, Any]]:
     """Measure and print a group of products, in both float types."""
     print(f"\n{title}, {threads} thread{'s' * (threads > 1)}\n{'':22}{'float32':>24}{'float64':>30}", flush=True)
     records = []
@@ -183,8 +185,8 @@ def section(title: str, products: Sequence[Product], threads: int, seconds: floa
         text = f"{product!s:22}"
         for dtype in (np.float32, np.float64):
             with threadpool_limits(threads, user_api="blas"):
-                own, other = compare(pair(product, dtype, threads, **how), seconds)
-            work = product.flops * (product.stack(np.dtype(dtype).itemsize) if how.get("stacked") else 1)
+                own, other = compare(pair(product, dtype, threads, title), seconds)
+            work = product.flops * (product.stack(np.dtype(dtype).itemsize) if title == "stacked" else 1)
             text += f"{other / own:8.2f} x {work / own / 1e9:7.1f} GFLOP/s    "
             records.append(
                 {"section": title, "product": str(product), "dtype": dtype.__name__, "seconds": own, "numpy": other}
@@ -210,8 +212,8 @@ def main() -> None:
     if "large" in options.only:
         records += section("large", LARGE, options.threads, options.seconds)
     if "small" in options.only:
-        records += section("stacked", SMALL, 1, options.seconds, stacked=True)
-        records += section("single", SMALL, 1, options.seconds, new=True)
+        for title in ("stacked", "single", "bound"):
+            records += section(title, SMALL, 1, options.seconds)
     if options.out:
         Path(f"{options.out}.json").write_text(json.dumps(records, indent=1) + "\n")
 
