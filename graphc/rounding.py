@@ -5,7 +5,7 @@ so that none needs a rule of its own; errors of different origin add up as the r
 
     elementwise           what changes when one operand is moved by its error, up or down. A condition that may go
                           either way counts as both ways; a product has the errors' product, too; a quotient whose
-                          divisor may be 0 may be anything
+                          divisor may be 0 is as large as the least divisor allows that the ops above it leave
     movement, sum,        sqrt(f(x**2 + e**2) - f(x**2)): these only add and multiply
     product, contraction
     maximum, minimum      what changes when all elements are moved by their errors, up or down
@@ -98,7 +98,7 @@ def _passed_on(node: Node, operands: list[Bounded], value: Array) -> Array:
     match node.op.kind:
         case Elementwise():
             found = reduce(np.hypot, (_shifted(node, operands, [n], value) for n in moving))
-            return _beyond_first_order(node.op.name, operands, found)
+            return _beyond_first_order(node, operands, found)
         case Movement() | Contraction() | Reduction(combine="add" | "mul"):
             return _grown(node, operands, moving)
         case _ if node.op.name == "scatter_add" or (node.op.name == "gather" and moving == [0]):
@@ -107,16 +107,36 @@ def _passed_on(node: Node, operands: list[Bounded], value: Array) -> Array:
             return _shifted(node, operands, moving, value)
 
 
-def _beyond_first_order(op: str, operands: Sequence[Bounded], found: Array) -> Array:
+def _beyond_first_order(node: Node, operands: Sequence[Bounded], found: Array) -> Array:
     """Where errors may be as large as the operands, what moving one at a time does not show."""
     first, last = operands[0], operands[-1]
-    if op == "mul":
+    if node.op.name == "mul":
         found = np.hypot(found, first.error * last.error)
-    if op == "div":
-        found = np.where(last.error >= abs(last.value), np.inf, found)
-    if op in _COMPARISONS:  # of one origin, as an element and the maximum of its row
+    if node.op.name == "div":
+        largest = (np.abs(first.value) + first.error) / max(_least(node.inputs[1]), 0.0)
+        found = np.where(last.error >= np.abs(last.value), largest + np.abs(first.value / last.value), found)
+    if node.op.name in _COMPARISONS:  # of one origin, as an element and the maximum of its row
         found = np.where(first.value == last.value, 0.0, found)
     return found
+
+
+def _least(value: Value) -> float:
+    """A number that a value is no smaller than, by the ops that make it; -infinity where they do not say."""
+    node = value.node
+    if node is None:
+        return -np.inf
+    match node.op.name:
+        case "constant":
+            return float(node.attrs["value"].array.min(initial=np.inf))
+        case "broadcast" | "reshape" | "transpose" | "slice" | "convert" | "stop_gradient":
+            return _least(node.inputs[0])
+        case "add":
+            return sum(map(_least, node.inputs))
+        case "sqrt" | "abs" | "exp" | "sigmoid" | "relu":
+            return 0.0
+        case "mul" | "div" if node.inputs[0] is node.inputs[1] or min(map(_least, node.inputs)) >= 0:
+            return 0.0
+    return -np.inf
 
 
 def _shifted(node: Node, operands: list[Bounded], moving: Sequence[int], value: Array) -> Array:
@@ -124,6 +144,8 @@ def _shifted(node: Node, operands: list[Bounded], moving: Sequence[int], value: 
     found = np.zeros(value.shape)
     for sign in (1, -1):
         moved = [_moved(x, sign) if n in moving else x.value for n, x in enumerate(operands)]
+        if node.op.name in ("sqrt", "rsqrt"):  # of what is not negative, whatever its error
+            moved = [np.where(operands[0].value >= 0, np.maximum(moved[0], 0.0), moved[0])]
         found = np.maximum(found, _change(_evaluate(node, moved), value))
     return found
 

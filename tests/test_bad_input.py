@@ -37,12 +37,12 @@ BAD: dict[str, tuple[Any, type[GraphcError], str]] = {
     "the largest of nothing": (
         lambda: gx.max(gx.zeros((3, 0)), 1),
         ShapeError,
-        "smallest element needs at least 1 elements, not 0",
+        "smallest element needs 1 or more elements, not 0",
     ),
     "the place of the largest of nothing": (
         lambda: gx.argmax(gx.zeros(0)),
         ShapeError,
-        "smallest element needs at least 1 elements, not 0",
+        "smallest element needs 1 or more elements, not 0",
     ),
     "a step of 0": (lambda: X[::0], ArgumentError, "the step of a slice must not be 0"),
     "a module to an optimiser": (lambda: optim.SGD(nn.Linear(1, 1)), ArgumentError, "as net.parameters(), not Linear"),  # type: ignore[arg-type]

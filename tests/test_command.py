@@ -129,10 +129,12 @@ def test_feeds_say_how_large_a_dimension_is(file: Path, tmp_path: Path, capsys: 
     np.savez(tmp_path / "feeds.npz", x=np.zeros((2, 3), np.float32), at=np.zeros(2, int), w=np.ones(3, "f4"))
     assert main(["run", "--feeds", str(tmp_path / "feeds.npz"), str(file)]) == 0
     capsys.readouterr()
-    for name, content in (("no.npz", b"graph"), ("one.npz", b"")):
-        (tmp_path / name).write_bytes(content)
+    np.savez(tmp_path / "objects.npz", x=np.array([None]))
+    for name, content in (("no.npz", b"graph"), ("one.npz", b""), ("objects.npz", None)):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
         assert main(["run", "--feeds", str(tmp_path / name), str(file)]) == 1
-        assert capsys.readouterr().err == f"graphc: {name} is no .npz file of arrays\n"
+        assert capsys.readouterr().err == f"graphc: {name} is no .npz file of arrays of numbers\n"
 
 
 def test_bytes_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import signal
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 import graphc as gx
 from graphc.errors import FeedError, FeedTypeError, IndexRangeError, StateError
+from graphc.frontend.state import State
 from graphc.runtime.team import team
 
 Array = np.ndarray[Any, Any]
@@ -255,7 +257,8 @@ MISFITS: dict[str, Any] = {
     "another dtype": lambda p: (p.x, p.index.astype(np.int32)),
     "another byte order": lambda p: (p.x.astype(">f4"), p.index),
     "fewer rows": lambda p: (p.x[:4], p.index),
-    "one axis more": lambda p: (p.x[None], p.index),
+    "one axis more": lambda p: (p.x[..., None], p.index),
+    "one axis less": lambda p: (p.x[:, 0].copy(), p.index),
     "another order": lambda p: (np.asfortranarray(p.x), p.index),
     "every second": lambda p: (np.repeat(p.x, 2, 0)[::2], p.index),
     "unaligned": lambda p: (np.frombuffer(b"\0" + p.x.tobytes(), np.uint8)[1:].view(np.float32).reshape(5, 3), p.index),
@@ -279,6 +282,25 @@ def test_a_call_with_a_states_memory_reads_what_it_was() -> None:
     step(np.zeros(4, np.float32))
     assert step._enter is not None and step._enter((weight.data,)) is None
     assert step(weight.data).tolist() == [0, 1, 2, 3] and weight.data.tolist() == [30, 21, 12, 3]
+    weight.data = np.ones(4)
+    step(np.zeros(4, np.float32))
+    assert step._enter((weight.data,)) is None
+    memory = np.zeros(20, np.float32)
+    place = -memory[8:].ctypes.data % 64 // 4 + 8
+    weight._data, State.replaced = memory[place : place + 4], object()  # a part of an array with elements around it
+    step(np.zeros(4, np.float32))
+    for start, fits in ((-2, False), (2, False), (-4, True)):
+        given = memory[place + start : place + start + 4]
+        assert (step._enter((given,)) is not None) == fits
+
+
+def test_arrays_that_were_replaced_are_not_kept() -> None:
+    x, weight = gx.placeholder("x", (4,)), gx.Parameter(np.ones(4, np.float32), "weight")
+    step = gx.compile([x], x * weight)
+    step(np.ones(4, np.float32))
+    memory = weakref.ref(weight.data.base)
+    weight.data = np.zeros(4)
+    assert not step(np.ones(4, np.float32)).any() and memory() is None
 
 
 def test_calls_of_changing_sizes_go_to_the_version_of_each() -> None:
@@ -318,13 +340,13 @@ def test_a_call_that_fails_changes_nothing(threads: int) -> None:
 
 
 def test_python_threads_may_call_one_step() -> None:
-    x = gx.placeholder("x", (50,))
+    x = gx.placeholder("x", (200_000,))  # long enough for one to come while another is in the step
     count = gx.Parameter(np.zeros((), np.float32), "count")
     step, wrong = gx.compile([x], gx.sum(x), updates={count: count + 1}), list[int]()
 
     def work(number: int) -> None:
-        array = np.full(50, number, np.float32)
-        wrong.extend(1 for _ in range(200) if step(array) != 50 * number)
+        array = np.full(200_000, number, np.float32)
+        wrong.extend(1 for _ in range(200) if step(array) != 200_000 * number)
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for worker in workers:

@@ -232,7 +232,11 @@ def test_certain_probabilities_have_finite_gradients() -> None:
         lambda x: gx.binary_cross_entropy(x, gx.constant(target), "none"), [0, 1, 0.5, 1, 0, 1, 1e-39]
     )
     np.testing.assert_allclose(losses, [0, 0, np.log(2), 100, 30, 70, -np.log(1e-39)], rtol=1e-5)
-    np.testing.assert_allclose(gradient, [1, -1, -2, 0, 0.7, -0.3, 0], rtol=1e-5)
+    np.testing.assert_allclose(gradient, [1, -1, -2, 1e12, -3e11, 7e11, -1e12], rtol=1e-5)
+    _, gradient = _with_gradient(
+        lambda x: gx.binary_cross_entropy(gx.sigmoid(x), gx.ones_like(x)), [-200.0, -104.0, -20.0, 0.0, 200.0]
+    )
+    assert np.isfinite(gradient).all() and np.isclose(gradient[3], -0.1)
 
 
 @pytest.mark.parametrize(
@@ -247,12 +251,21 @@ def test_roots_of_nothing_have_the_gradient_zero(function: Any) -> None:
     assert value > 0 and np.isfinite(gradient).all() and gradient.any()
 
 
+@pytest.mark.parametrize("p", [-np.inf, -2.0, -1.0, 0, 0.5, 1, 2, 3, np.inf])
+def test_norms_are_numpys(p: float) -> None:
+    x = gx.placeholder("x", (4,))
+    f = gx.compile([x], gx.norm(x, p=p))
+    for array in ([1.0, -2.0, 0.5, 3.0], [0.0, 1.0, -2.0, 0.0]):
+        with np.errstate(divide="ignore"):
+            np.testing.assert_allclose(f(np.array(array, np.float32)), np.linalg.norm(array, p), rtol=1e-5)
+
+
 def test_a_call_without_elements_has_no_largest() -> None:
     """What is known only in a call gave -infinity, and the largest integer for a place."""
     x = gx.placeholder("x", ("n", 2))
     for function in (gx.max, gx.min, gx.argmax, gx.argmin):
         f = gx.compile([x], function(x, 0))
         f(np.ones((1, 2), np.float32))
-        with pytest.raises(gx.errors.ShapeError, match="smallest element needs at least 1 elements, not 0"):
+        with pytest.raises(gx.errors.ShapeError, match="smallest element needs 1 or more elements, not 0"):
             f(np.ones((0, 2), np.float32))
     assert gx.compile([x], gx.max(gx.softmax(x, 1), 1))(np.ones((0, 2), np.float32)).shape == (0,)

@@ -15,6 +15,7 @@ from graphc import compare, nn, ops, optim, reference, rounding, testing
 from graphc.errors import MismatchError
 from graphc.ir.graph import Graph, Value, build
 from graphc.ir.types import DType, TensorType
+from graphc.runtime.executable import Executable
 
 Array = np.ndarray[Any, Any]
 
@@ -53,6 +54,29 @@ def test_adam_divides_by_the_root_of_a_gradient_that_is_nothing_but_rounding(opt
     loss = nn.MSELoss()(net(x), y)
     step = gx.compile([x, y], loss, updates=optimiser(net.parameters()).minimize(loss), mode="check")
     for _ in range(3):
+        step(normal(7, 1, 8, 8), normal(7, 1))
+
+
+@pytest.mark.parametrize("amount", [1.0, 1e6])
+def test_a_step_of_adam_is_no_larger_than_its_least_divisor_allows(
+    amount: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The root's error was infinite, and so anything passed for the bias."""
+    gx.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 1))
+    x, y = gx.placeholder("x", (7, 1, 8, 8)), gx.placeholder("y", (7, 1))
+    loss = nn.MSELoss()(net(x), y)
+    step = gx.compile([x, y], loss, updates=optim.Adam(net.parameters()).minimize(loss), mode="check")
+    step(normal(7, 1, 8, 8), normal(7, 1))
+    place, run = [state.name for state in step.state].index("0.bias"), Executable.__call__
+
+    def wrong(self: Executable, inputs: Any, state: Any) -> Any:
+        found = run(self, inputs, state)
+        state[place][...] += amount
+        return found
+
+    monkeypatch.setattr(Executable, "__call__", wrong)
+    with pytest.raises(MismatchError, match=r"0\.bias"):
         step(normal(7, 1, 8, 8), normal(7, 1))
 
 

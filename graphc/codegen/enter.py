@@ -5,7 +5,8 @@
 
 `call` is a block of words (the numbers below). Objects are read as NumPy's C interface lays them out; `offsets` says
 where. An array fits when it is NumPy's own type (no subclass), of the dtype and the extents that it should be,
-contiguous, aligned and writeable, and in no memory of a state that the step updates.
+contiguous, aligned and writeable, and in no memory of a state, where states are updated. Nobody may give it another
+shape while it is looked at.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ INPUTS, OUTPUTS, STATES, RECORDS, RANGES, KIND, TABLE, OBJECTS = range(8)
     OUTPUTS   how many more are for results, which are new and not looked at
     STATES    how many entries of the table are between those of both
     RECORDS   address of a record for each input, one behind the other
-    RANGES    address of the first and the last address of each state's memory, or 0: states are not updated
+    RANGES    address of where each state's memory begins and where it has ended, or 0: no state is updated
     KIND      address of NumPy's type
     TABLE     address of the table
     OBJECTS   from here on: the addresses of the objects, inputs then outputs

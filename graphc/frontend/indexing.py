@@ -24,7 +24,8 @@ Array = np.ndarray[Any, Any]
 def index(x: Tensor, key: Any) -> Tensor:
     """`x[key]` for ints, slices with positive or negative steps, None, Ellipsis, and arrays.
 
-    Integer tensors, arrays and lists gather, as in NumPy; arrays of bools, which must be known, select. Negative
+    Integer tensors, arrays and lists gather, as in NumPy; arrays of bools, which must be known, select (of a named
+    dimension without a look at its size, so long as what they select is there). Negative
     positions count from the end. Known positions outside raise ArgumentError here, others IndexRangeError when a
     step runs.
     """
@@ -147,7 +148,7 @@ def _positions_of_bools(key: Any, extents: Sequence[Dim]) -> tuple[Any, ...]:
     """A key, or the positions that bools choose along axes of these extents."""
     if isinstance(key, Tensor) and key.dtype is DType.BOOL:
         raise DTypeError(f"{key.type} selects a number of elements that is not known; use where()", source.here())
-    if isinstance(key, bool | np.bool_):
+    if isinstance(key, bool | np.bool_) or (isinstance(key, np.ndarray) and key.dtype == np.bool_ and not key.ndim):
         raise ArgumentError("True and False are no positions; use None for a new axis", source.here())
     if isinstance(key, list | np.ndarray):
         array = np.asarray(key)
@@ -190,4 +191,6 @@ def _from_front(place: Any, extent: Dim, default: Dim) -> Dim:
         return default
     if isinstance(place, dims.Polynomial):
         return place
+    if not isinstance(place, int | np.integer):
+        raise ArgumentError(f"a slice begins and ends at whole numbers, not {place!r}", source.here())
     return int(place) if place >= 0 else extent + int(place)

@@ -121,7 +121,7 @@ from graphc.frontend.module import (
 from graphc.frontend.recurrent import lstm
 from graphc.frontend.spatial import Pair, pair
 from graphc.frontend.state import Buffer, Parameter
-from graphc.frontend.tensor import Tensor
+from graphc.frontend.tensor import Tensor, as_tensor
 from graphc.ir import source
 from graphc.ir.dim import Dim
 
@@ -401,7 +401,7 @@ class LSTM(Module):
         if not isinstance(state, tuple | list) or len(state) != 2:
             raise ArgumentError("the state of an LSTM is a pair (h, c)", source.here())
         wanted = (self.num_layers * self.directions, batch, self.hidden_size)
-        for name, part in zip("hc", state, strict=True):
+        for name, part in zip("hc", map(as_tensor, state), strict=True):
             if part.shape != wanted:
                 shape = ",".join(map(str, wanted))
                 raise ShapeError(f"{name} of an LSTM must be [{shape}], not {part.type}", source.here())

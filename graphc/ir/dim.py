@@ -6,6 +6,7 @@ equality of dimensions is equality of values. Whatever evaluates to a plain numb
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -57,9 +58,9 @@ class Polynomial:
     __rmul__ = __mul__
 
     def __floordiv__(self, other: int) -> Dim:
-        if type(other) is not int or other < 1:
-            raise self._unknown(f"{self} // {other!r}")
-        return floor_div(self, other)
+        if not isinstance(other, Polynomial | float) and hasattr(other, "__index__") and operator.index(other) > 0:
+            return floor_div(self, operator.index(other))
+        return self._divided(other)  # type: ignore[no-any-return]
 
     def __index__(self) -> int:
         raise self._unknown(f"int({self})")
@@ -67,7 +68,9 @@ class Polynomial:
     def __float__(self) -> float:
         raise self._unknown(f"float({self})")
 
-    def _compared(self, other: object) -> bool:
+    def _compared(self, other: object) -> Any:
+        if not isinstance(other, int | float | Polynomial):
+            return NotImplemented
         raise self._unknown(f"comparing {self} with {other!r}")
 
     __lt__ = __le__ = __gt__ = __ge__ = _compared

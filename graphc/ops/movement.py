@@ -450,7 +450,7 @@ def _require_type(x: TensorType, *, dim: Dim, at_least: int, what: str) -> Tenso
     require_extents(dim=dim)
     require_whole(0, at_least=(at_least,))
     if isinstance(dim, int) and dim < at_least:
-        raise ShapeError(f"{what} needs at least {at_least} elements, not {dim}")
+        raise ShapeError(f"{what} needs {at_least} or more elements, not {dim}")
     return x
 
 

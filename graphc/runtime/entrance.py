@@ -22,7 +22,6 @@ from graphc.runtime.state import Held
 
 Array = np.ndarray[Any, Any]
 Entrance = Callable[[tuple[Any, ...]], Any]
-_ENTER = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
 
 
 def entrance(executable: Executable, held: Held, single: bool) -> Entrance | None:
@@ -48,6 +47,7 @@ def entrance(executable: Executable, held: Held, single: bool) -> Entrance | Non
 
     def renew() -> tuple[Array, ...]:
         arrays = held.arrays()
+        executable.take(arrays)
         table[executable.states] = starts = [address(array) for array in arrays]
         ends = [start + array.nbytes for start, array in zip(starts, arrays, strict=True)]
         call[ranges] = list(chain.from_iterable(zip(starts, ends, strict=True)))

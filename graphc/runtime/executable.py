@@ -63,12 +63,16 @@ class Executable:
             table[self._inputs] = [address(array) for array in inputs]
             table[self._outputs] = [address(array) for array in outputs]
             if state is not self._entered:
-                table[self.states] = [address(array) for array in state]
-                self._entered = state
+                self.take(state)
             failed = self.run(self.place)
             if failed:
                 raise self.failure(failed, table)
         return outputs
+
+    def take(self, state: tuple[Array, ...]) -> None:
+        """Enter the addresses of the state in the table; no other arrays are kept alive from here on."""
+        self.table[self.states] = [address(array) for array in state]
+        self._entered = state
 
     def new_table(self, arrays: Iterable[Array] = ()) -> Table:
         """A table with the addresses of the constants, the arena, and `arrays`: inputs, state, outputs, in order."""

@@ -175,12 +175,12 @@ def _fed(graph: Graph, file: Path | None, seed: int) -> tuple[Graph, list[Array]
 def _arrays(file: Path) -> dict[str, Array]:
     try:
         found = np.load(file)
+        if isinstance(found, np.lib.npyio.NpzFile):
+            with found:
+                return dict(found)
     except (ValueError, BadZipFile, EOFError):
-        found = None
-    if not isinstance(found, np.lib.npyio.NpzFile):
-        raise FeedError(f"{file.name} is no .npz file of arrays")
-    with found:
-        return dict(found)
+        pass
+    raise FeedError(f"{file.name} is no .npz file of arrays of numbers")
 
 
 def _interpreted(graph: Graph, feeds: Sequence[Array]) -> list[Array]:

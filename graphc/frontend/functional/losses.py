@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
-
-import numpy as np
 
 from graphc import ops
 from graphc.errors import ArgumentError, DTypeError, ShapeError
@@ -26,8 +23,6 @@ from graphc.frontend.functional.selection import check_index
 from graphc.frontend.functional.shapes import expand_dims
 from graphc.frontend.tensor import Tensor, as_tensor, broadcast_to, convert, reshape
 from graphc.ir import source
-
-LEAST = math.exp(-100.0)  # the probability whose logarithm is the least
 
 
 def _reduced(losses: Tensor, reduction: str, counts: Tensor | None = None) -> Tensor:
@@ -62,7 +57,7 @@ def cross_entropy(
 
     Raises ShapeError and DTypeError when they do not fit, and ArgumentError for a smoothing that is no part.
     """
-    if not 0 <= label_smoothing <= 1:
+    if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing <= 1:
         raise ArgumentError(f"label_smoothing must be from 0 to 1, not {label_smoothing!r}", source.here())
     axis = 0 if input.ndim == 1 else 1
     logs = log_softmax(input, axis)
@@ -141,19 +136,16 @@ def binary_cross_entropy_with_logits(input: Tensor, target: Any, reduction: str 
 
 
 def binary_cross_entropy(input: Tensor, target: Any, reduction: str = "mean") -> Tensor:
-    """-(t log x + (1 - t) log(1 - x)) for probabilities x; logarithms are at least -100, as torch's.
-
-    Where x or 1 - x is 0, or so small that its reciprocal is no number, it has no part in the gradient.
-    """
+    """-(t log x + (1 - t) log(1 - x)) for probabilities x; logarithms from -100 on, slopes up to 1e12, as torch's."""
     wanted = _same_shape(input, target)
     logs = _log_of_probability(input), _log_of_probability(1.0 - input)
     return _reduced(-(wanted * logs[0] + (1.0 - wanted) * logs[1]), reduction)
 
 
 def _log_of_probability(x: Tensor) -> Tensor:
-    """log(x), at least -100, with a derivative that is finite everywhere."""
-    is_tiny = x < max(float(np.finfo(x.dtype.numpy).tiny), LEAST)
-    return where(is_tiny, clip(log(stop_gradient(x)), -100.0), log(where(is_tiny, 1.0, x)))
+    """log(x), at least -100; below 1e-12 it has the slope that it has there."""
+    is_tiny, fixed = x < 1e-12, stop_gradient(x)
+    return where(is_tiny, clip(log(fixed), -100.0) + (x - fixed) * 1e12, log(where(is_tiny, 1.0, x)))
 
 
 def smooth_l1_loss(input: Tensor, target: Any, reduction: str = "mean", beta: float = 1.0) -> Tensor:

@@ -157,10 +157,16 @@ def logsumexp(x: Any, axis: Axes = None, keepdims: bool = False) -> Tensor:
 
 
 def norm(x: Any, axis: Axes = None, keepdims: bool = False, p: float = 2.0) -> Tensor:
-    """(sum |x|**p)**(1/p) along `axis`; for p infinite the largest |x|. The gradient at 0 is 0."""
+    """(sum |x|**p)**(1/p) along `axis`; for p infinite the largest |x| or, negative, the smallest; for p = 0 how many
+    are not 0. The gradient at 0 is 0 for p > 0.
+    """
     found = as_float(x)
-    if p == math.inf:
-        return max(abs(found), axis, keepdims)
+    if math.isinf(p):
+        return (max if p > 0 else min)(abs(found), axis, keepdims)
+    if p == 0:
+        return sum(convert(not_equal(found, 0.0), found.dtype), axis, keepdims)
+    if p < 0:
+        return sum(abs(found) ** p, axis, keepdims) ** (1 / p)
     if p == 1:
         return sum(abs(found), axis, keepdims)
     if p == 2:
