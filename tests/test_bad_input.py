@@ -44,6 +44,14 @@ BAD: dict[str, tuple[Any, type[GraphcError], str]] = {
         ShapeError,
         "smallest element needs 1 or more elements, not 0",
     ),
+    "a shape in two arguments": (lambda: gx.zeros(3, 4), ArgumentError, "a shape is one argument, (3, 4)"),
+    "half a bound of a slice": (lambda: X[:1.5], ArgumentError, "begins and ends at whole numbers, not 1.5"),
+    "a bool in an array": (lambda: X[np.array(True)], ArgumentError, "True and False are no positions"),
+    "a beta of text": (
+        lambda: optim.Adam([gx.Parameter([1.0])], betas=("a", 0.9)),  # type: ignore[arg-type]
+        ArgumentError,
+        "betas must be two numbers in [0, 1), not",
+    ),
     "a step of 0": (lambda: X[::0], ArgumentError, "the step of a slice must not be 0"),
     "a module to an optimiser": (lambda: optim.SGD(nn.Linear(1, 1)), ArgumentError, "as net.parameters(), not Linear"),  # type: ignore[arg-type]
     "a learning rate of text": (
@@ -109,7 +117,19 @@ BAD: dict[str, tuple[Any, type[GraphcError], str]] = {
     "a negative size": (lambda: gx.compile([X], X).ir("bind", n=-3), ArgumentError, "n must be a whole number"),
 }
 # Words of messages of calls, which build no graph: the traceback shows the line.
-CALLS = ("updates", "name", "threads", "whole", "lr must", "parameters()", "random", "machine", "stage", "only")
+CALLS = (
+    "updates",
+    "name",
+    "threads",
+    "whole",
+    "lr must",
+    "parameters()",
+    "random",
+    "machine",
+    "stage",
+    "only",
+    "betas",
+)
 
 
 @pytest.mark.parametrize("what", BAD)

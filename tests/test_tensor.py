@@ -196,11 +196,14 @@ def test_the_size_of_a_named_dimension_is_a_number_in_a_call() -> None:
     x = gx.placeholder("x", ("n", 3))
     n = x.shape[0]
     results = [x.sum() / n, n * x, n - x, x > n, gx.constant(n), gx.sqrt(gx.constant(n, "float32")), 2 * n // 2 + x]
+    results += [n > x, n // (x + 1), n % (x + 1), n + np.int64(1) + x, 4 * n // np.int64(2) + x]
     found = gx.compile([x], results)(array := np.arange(6, dtype=np.float32).reshape(2, 3))
     wanted = [array.sum() / 2, 2 * array, 2 - array, array > 2, 2, np.sqrt(np.float32(2)), 2 + array]
+    wanted += [array < 2, 2 // (array + 1), 2 % (array + 1), 3 + array, 4 + array]
     for result, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(result, other, rtol=1e-6)
-    assert [str(result.dtype) for result in results] == ["f32", "f32", "f32", "bool", "i64", "f32", "f32"]
+    dtypes = [*["f32"] * 3, "bool", "i64", "f32", "f32", "bool", *["f32"] * 4]
+    assert [str(result.dtype) for result in results] == dtypes
 
 
 def test_a_slice_may_end_at_a_named_dimension() -> None:

@@ -131,7 +131,7 @@ class Adam(Optimizer):
         maximize: bool = False,
     ) -> None:
         super().__init__(params, lr)
-        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        if len(betas) != 2 or not all(isinstance(beta, int | float) and 0.0 <= beta < 1.0 for beta in betas):
             raise ArgumentError(f"betas must be two numbers in [0, 1), not {betas}")
         self.betas, self.eps, self.maximize = betas, _at_least(0.0, eps=eps), maximize
         self.weight_decay = _at_least(0.0, weight_decay=weight_decay)

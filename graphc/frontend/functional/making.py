@@ -17,6 +17,8 @@ from graphc.ops.define import require_number
 
 def full(shape: Any, value: float, dtype: Any = np.float32) -> Tensor:
     """`value` in every element."""
+    if isinstance(dtype, int):
+        raise ArgumentError(f"a shape is one argument, ({shape}, {dtype}); the other is a dtype", source.here())
     number, kind = value.item() if isinstance(value, np.generic) else value, as_dtype(dtype)
     require_number(number, kind)
     return Tensor(ops.full(as_shape(shape), number, kind))
