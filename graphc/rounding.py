@@ -23,7 +23,7 @@ the operand changes a sum of n terms by about 1/n of their magnitudes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -112,7 +112,7 @@ def _beyond_first_order(node: Node, operands: Sequence[Bounded], found: Array) -
     first, last = operands[0], operands[-1]
     if node.op.name == "mul":
         found = np.hypot(found, first.error * last.error)
-    if node.op.name == "div":
+    if node.op.name == "div" and (last.error >= np.abs(last.value)).any():
         largest = (np.abs(first.value) + first.error) / max(_least(node.inputs[1]), 0.0)
         found = np.where(last.error >= np.abs(last.value), largest + np.abs(first.value / last.value), found)
     if node.op.name in _COMPARISONS:  # of one origin, as an element and the maximum of its row
@@ -120,21 +120,22 @@ def _beyond_first_order(node: Node, operands: Sequence[Bounded], found: Array) -
     return found
 
 
-def _least(value: Value) -> float:
-    """A number that a value is no smaller than, by the ops that make it; -infinity where they do not say."""
+def _least(value: Value, further: int = 8) -> float:
+    """A number that a value is no smaller than, by a few of the ops that make it; -infinity where they do not say."""
     node = value.node
-    if node is None:
+    if node is None or not further:
         return -np.inf
+    inputs = [partial(_least, operand, further - 1) for operand in node.inputs]
     match node.op.name:
         case "constant":
             return float(node.attrs["value"].array.min(initial=np.inf))
         case "broadcast" | "reshape" | "transpose" | "slice" | "convert" | "stop_gradient":
-            return _least(node.inputs[0])
+            return inputs[0]()
         case "add":
-            return sum(map(_least, node.inputs))
+            return sum(least() for least in inputs)
         case "sqrt" | "abs" | "exp" | "sigmoid" | "relu":
             return 0.0
-        case "mul" | "div" if node.inputs[0] is node.inputs[1] or min(map(_least, node.inputs)) >= 0:
+        case "mul" | "div" if node.inputs[0] is node.inputs[1] or min(least() for least in inputs) >= 0:
             return 0.0
     return -np.inf
 

@@ -57,6 +57,17 @@ def test_adam_divides_by_the_root_of_a_gradient_that_is_nothing_but_rounding(opt
         step(normal(7, 1, 8, 8), normal(7, 1))
 
 
+def test_what_a_divisor_is_made_of_is_looked_at_for_a_few_ops() -> None:
+    """Sums of sums of one value have as many ways up as 2 to the power of their depth."""
+    x = gx.placeholder("x", (3,))
+    divisor = x
+    for _ in range(60):
+        divisor = divisor + divisor * divisor
+    graph = gx.compile([x], x / divisor).compilation().stages["bind"]
+    rounding.errors(graph, [np.zeros(3, np.float32)])
+    assert rounding._least(divisor.value) == -np.inf
+
+
 @pytest.mark.parametrize("amount", [1.0, 1e6])
 def test_a_step_of_adam_is_no_larger_than_its_least_divisor_allows(
     amount: float, monkeypatch: pytest.MonkeyPatch

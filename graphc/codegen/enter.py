@@ -11,7 +11,9 @@ shape while it is looked at.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
+
+from graphc.codegen.llvm import word
 
 INPUTS, OUTPUTS, STATES, RECORDS, RANGES, KIND, TABLE, OBJECTS = range(8)
 """
@@ -37,38 +39,20 @@ MISFIT = -1
 FLAGS = 0x501  # NumPy's bits: C-contiguous, aligned, writeable
 
 
-@dataclass(frozen=True, slots=True)
-class Offsets:
-    """Bytes from the start of an array's object to its fields: `PyArrayObject_fields` of numpy/ndarraytypes.h.
+class Offsets(NamedTuple):
+    """Bytes from the start of an array's object to its fields."""
 
-    `head` is the size of what every object begins with, at the end of which is its type.
-    """
+    kind: int
+    data: int
+    rank: int
+    extents: int
+    dtype: int
+    flags: int
 
-    head: int
 
-    @property
-    def kind(self) -> int:
-        return self.head - 8
-
-    @property
-    def data(self) -> int:
-        return self.head
-
-    @property
-    def rank(self) -> int:
-        return self.head + 8
-
-    @property
-    def extents(self) -> int:
-        return self.head + 16
-
-    @property
-    def dtype(self) -> int:
-        return self.head + 40
-
-    @property
-    def flags(self) -> int:
-        return self.head + 48
+def offsets_behind(head: int) -> Offsets:
+    """Those of `PyArrayObject_fields` (numpy/ndarraytypes.h) behind what every object begins with, its type last."""
+    return Offsets(kind=head - 8, data=head, rank=head + 8, extents=head + 16, dtype=head + 40, flags=head + 48)
 
 
 def emit(offsets: Offsets, *, threaded: bool) -> str:
@@ -76,13 +60,13 @@ def emit(offsets: Offsets, *, threaded: bool) -> str:
     run = "ret i64 0" if threaded else "%status = call i64 @step(ptr %table)\n  ret i64 %status"
     return f"""define i64 @{NAME}(ptr %call) {{
 entry:
-{_word("inputs", INPUTS)}
-{_word("outputs", OUTPUTS)}
-{_word("states", STATES)}
-{_word("records", RECORDS, "ptr")}
-{_word("ranges", RANGES, "ptr")}
-{_word("kind", KIND, "ptr")}
-{_word("table", TABLE, "ptr")}
+{word("inputs", "call", INPUTS)}
+{word("outputs", "call", OUTPUTS)}
+{word("states", "call", STATES)}
+{word("records", "call", RECORDS, "ptr")}
+{word("ranges", "call", RANGES, "ptr")}
+{word("kind", "call", KIND, "ptr")}
+{word("table", "call", TABLE, "ptr")}
   %objects = getelementptr i64, ptr %call, i64 {OBJECTS}
   %updated = icmp ne ptr %ranges, null
   %apart.from = select i1 %updated, i64 %states, i64 0
@@ -99,9 +83,9 @@ object:
   %is.array = icmp eq ptr %found.kind, %kind
   br i1 %is.array, label %fields, label %misfit
 fields:
-{_word("dtype", DTYPE, "ptr", block="record")}
-{_word("bytes", BYTES, block="record")}
-{_word("rank", RANK, block="record")}
+{word("dtype", "record", DTYPE, "ptr")}
+{word("bytes", "record", BYTES)}
+{word("rank", "record", RANK)}
 {_field("found.dtype", offsets.dtype, "ptr")}
 {_field("found.rank", offsets.rank, "i32")}
 {_field("found.flags", offsets.flags, "i32")}
@@ -138,8 +122,8 @@ state:
   br i1 %is.state, label %memory, label %fits
 memory:
   %range = getelementptr [2 x i64], ptr %ranges, i64 %s
-{_word("first", 0, block="range")}
-{_word("last", 1, block="range")}
+{word("first", "range", 0)}
+{word("last", "range", 1)}
   %s1 = add i64 %s, 1
   %before = icmp ule i64 %end, %first
   %behind = icmp uge i64 %start, %last
@@ -170,10 +154,6 @@ misfit:
   ret i64 {MISFIT}
 }}
 """
-
-
-def _word(name: str, place: int, kind: str = "i64", block: str = "call") -> str:
-    return f"  %{name}.place = getelementptr i64, ptr %{block}, i64 {place}\n  %{name} = load {kind}, ptr %{name}.place"
 
 
 def _field(name: str, offset: int, kind: str, block: str = "array") -> str:

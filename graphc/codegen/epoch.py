@@ -11,6 +11,8 @@ failed; then `REACHED` is the number of its step, counted like `FIRST`.
 
 from __future__ import annotations
 
+from graphc.codegen.llvm import word
+
 STEP, TABLES, PITCH, MOVES, COUNT, ORDER, ROWS, FIRST, STOP, REACHED = range(10)
 WORDS = 10
 """
@@ -45,15 +47,15 @@ def emit(*, threaded: bool) -> str:
 
 define i64 @{NAME}(ptr noalias %epoch{parameters}) {{
 entry:
-{_word("step", STEP, "ptr")}
-{_word("tables", TABLES, "ptr")}
-{_word("pitch", PITCH)}
-{_word("moves", MOVES, "ptr")}
-{_word("count", COUNT)}
-{_word("order", ORDER, "ptr")}
-{_word("rows", ROWS)}
-{_word("first", FIRST)}
-{_word("stop", STOP)}
+{word("step", "epoch", STEP, "ptr")}
+{word("tables", "epoch", TABLES, "ptr")}
+{word("pitch", "epoch", PITCH)}
+{word("moves", "epoch", MOVES, "ptr")}
+{word("count", "epoch", COUNT)}
+{word("order", "epoch", ORDER, "ptr")}
+{word("rows", "epoch", ROWS)}
+{word("first", "epoch", FIRST)}
+{word("stop", "epoch", STOP)}
   %reached = getelementptr i64, ptr %epoch, i64 {REACHED}
   %skip = mul i64 {number}, %pitch
   %table = getelementptr i8, ptr %tables, i64 %skip
@@ -81,11 +83,11 @@ each:
   br i1 %left, label %move, label %ready
 move:
   %this = getelementptr [{MOVE_WORDS} x i64], ptr %moves, i64 %m
-{_word("offset", ENTRY, block="this")}
-{_word("base", BASE, "ptr", block="this")}
-{_word("stride", STRIDE, block="this")}
-{_word("row", ROW, block="this")}
-{_word("staging", STAGING, "ptr", block="this")}
+{word("offset", "this", ENTRY)}
+{word("base", "this", BASE, "ptr")}
+{word("stride", "this", STRIDE)}
+{word("row", "this", ROW)}
+{word("staging", "this", STAGING, "ptr")}
   %gathered = icmp ne ptr %staging, null
   br i1 %gathered, label %rows.head, label %advance
 advance:
@@ -135,7 +137,3 @@ done:
   ret i64 0
 }}
 """
-
-
-def _word(name: str, place: int, kind: str = "i64", block: str = "epoch") -> str:
-    return f"  %{name}.place = getelementptr i64, ptr %{block}, i64 {place}\n  %{name} = load {kind}, ptr %{name}.place"

@@ -147,3 +147,10 @@ class Body:
             lines += self._later.get(number, ())
             lines.append(line)
         return "\n".join(lines)
+
+
+def word(name: str, block: str, number: int, kind: str = "i64") -> str:
+    """The lines that load `%name` from a block of words in memory: the one of that number at `%block`."""
+    return (
+        f"  %{name}.place = getelementptr i64, ptr %{block}, i64 {number}\n  %{name} = load {kind}, ptr %{name}.place"
+    )

@@ -226,7 +226,10 @@ class Conv2d(Module):
             out_channels,
             pair(kernel_size, "kernel_size"),
         )
-        pair(stride, "stride"), pair(dilation, "dilation"), isinstance(padding, str) or pair(padding, "padding", 0)
+        pair(stride, "stride")
+        pair(dilation, "dilation")
+        if not isinstance(padding, str):
+            pair(padding, "padding", 0)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         fan_in = in_channels // groups * math.prod(self.kernel_size)
         bound = 1 / math.sqrt(fan_in) if fan_in else 0.0

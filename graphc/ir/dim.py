@@ -60,7 +60,8 @@ class Polynomial:
     def __floordiv__(self, other: int) -> Dim:
         if not isinstance(other, Polynomial | float) and hasattr(other, "__index__") and operator.index(other) > 0:
             return floor_div(self, operator.index(other))
-        return self._divided(other)  # type: ignore[no-any-return]
+        refused: Dim = self._divided(other)
+        return refused
 
     def __index__(self) -> int:
         raise self._unknown(f"int({self})")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from graphc.codegen.enter import FLAGS, Offsets
+from graphc.codegen.enter import FLAGS, Offsets, offsets_behind
 from graphc.errors import PlanError
 from graphc.ir import memory
 
@@ -37,7 +37,7 @@ def empty_arrays(types: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], name: s
 def _offsets() -> Offsets | None:
     """Where the fields of NumPy's arrays are, if they are where NumPy's C interface says on every probe."""
     probes: list[Array] = [np.zeros(3), np.zeros((2, 5), np.int32)[1:], np.zeros((), np.bool_), np.zeros((4, 3)).T]
-    found = Offsets(object.__basicsize__)
+    found = offsets_behind(object.__basicsize__)
     try:
         return found if all(_is_laid_out(array, found) for array in probes) else None
     except (TypeError, ValueError, AttributeError):  # another Python, whose objects are not at their `id`
