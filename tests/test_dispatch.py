@@ -285,7 +285,7 @@ def test_a_call_with_a_states_memory_reads_what_it_was() -> None:
     weight.data = np.ones(4)
     step(np.zeros(4, np.float32))
     assert step._enter((weight.data,)) is None
-    memory = np.zeros(20, np.float32)
+    memory = np.zeros(32, np.float32)  # wherever it begins, 4 aligned elements with some on both sides are in it
     place = -memory[8:].ctypes.data % 64 // 4 + 8
     weight._data, State.replaced = memory[place : place + 4], object()  # a part of an array with elements around it
     step(np.zeros(4, np.float32))
