@@ -237,12 +237,21 @@ def test_a_deep_sum_is_cut_into_steps_where_what_is_read_again_would_leave_the_c
     assert tiling.choose(*product("tn", DType.F32, 128, 500, 2048), AVX512).steps > 1  # 128 rows of 2048 fill it
 
 
-def test_lines_that_every_tile_fetches_again_are_worth_a_cut_of_the_depth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1600 terms of rows side by side stand on as many pages: more lines than the first-level cache holds."""
-    gradient = product("tn", DType.F32, 1024, 256, 1600)
-    assert tiling.choose(*gradient, AVX512).steps > 1
-    monkeypatch.setattr(tiling, "FAR_LINE", 0.0)
-    assert tiling.choose(*gradient, AVX512).steps == 1
+@pytest.mark.parametrize(
+    ("shape", "rows", "piece"),
+    [((1024, 256, 1600), 4, 170), ((768, 192, 1024), 8, 512), ((512, 256, 2048), 4, 341)],
+    ids=["a page apart", "in few each other's places", "half a page apart"],
+)
+def test_a_large_operand_across_a_deep_sum_is_fetched_once(shape: tuple[int, int, int], rows: int, piece: int) -> None:
+    """The rows of one of its lines pass over all strips; pieces of the sum are as long as the cache has places for."""
+    chosen = tiling.choose(*product("tn", DType.F32, *shape), AVX512)
+    assert (chosen.axis, chosen.pack, chosen.rows) == (1, schedule.PACK_NEVER, rows)
+    assert chosen.rows * chosen.strip == 16
+    assert shape[2] // (chosen.parts * chosen.steps) <= piece < 2 * shape[2] // (chosen.parts * chosen.steps)
+
+
+def test_a_small_operand_across_a_deep_sum_is_fetched_for_every_strip() -> None:
+    assert tiling.choose(*product("tn", DType.F32, 512, 2048, 1024), AVX512).pack == schedule.PACK_EACH
 
 
 def test_tiles_are_wide_where_the_lines_of_their_rows_compete(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ rows + vectors times for rows * vectors fmas, so it should be nearly square, cou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -26,11 +26,11 @@ VARIANT_COST = 0.01  # of the time, for each further shape of tile: each is comp
 MOST_ROWS = {1: 16, 2: 8, 3: 8}  # by vectors side by side; with more rows their addresses no longer fit the registers
 MOST_VECTORS = 16
 MOST_SHARED = 4  # of a strip that many tiles read again: it should stay in the cache
+LINE_ROWS = (4, 8)  # of a tile that shares lines of the left operand with the next ones: they begin and end together
 PAGES = 32  # that the processor can address at once
 PAGE_WALK = 1.0  # cycles to come to another page, which are mostly hidden
 ALIASED_WALK = 3.0  # the same where its lines compete with those of the page before
 FROM_MEMORY = 32  # times as long where that page is in no cache
-FAR_LINE = 4.0  # cycles to come to a line of the left operand that has left the first-level cache
 FAR_VECTOR = 0.3  # cycles that a vector of the panel adds when the panel does not stay in the first-level cache
 FROM_L1, FROM_L2, FROM_L3 = 0.5, 1.25, 2.3  # cycles for a vector from a level of the cache, one behind the other
 SEEN = 0.25  # of what loads take beyond the first level, behind other work
@@ -78,7 +78,8 @@ class _Choice:
         for cost, vectors, rows, unroll in (_dot_tiles if roles.dots else _tiles)(roles, lanes, itemsize, target):
             broad = vectors * (1 if roles.dots else lanes)
             pack = PACK_NEVER if roles.dots else _packing(roles, rows, broad, itemsize, target)
-            blocks = min(share(round(PER_CYCLE * cost * roles.copies)), BLOCKS if pack == PACK_EACH else MOST_BLOCKS)
+            is_large = pack == PACK_EACH or _is_across(roles, itemsize, target)
+            blocks = min(share(round(PER_CYCLE * cost * roles.copies)), BLOCKS if is_large else MOST_BLOCKS)
             parts, steps = _pieces(roles, pack, broad, blocks, itemsize, target)
             across = _is_cut_across(roles, pack, itemsize, target)
             cuts = _row_parts(roles, rows, broad, pack, blocks, steps)
@@ -90,14 +91,13 @@ class _Choice:
                 unroll=unroll,
                 blocks=blocks,
                 across=int(across),
-                strip=_strip(roles, rows, pack, roles.deep // (parts * steps) * itemsize, cuts, target),
+                strip=_strip(roles, rows, pack, roles.deep // (parts * steps), itemsize, cuts, target),
                 parts=parts,
                 steps=steps,
                 pack=pack,
                 fma=int(target.fma),
             )
             total = cost * roles.copies * _uneven(roles, schedule, broad)
-            total += _far_lines(roles, schedule, broad, itemsize, target)
             yield _Choice(total + _traffic(axes, roles, pack, broad, itemsize), schedule)
 
 
@@ -111,6 +111,7 @@ def _tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[Cost
     room = target.registers * 3 // 4
     walk, lines = _page_walks(roles, roles.left, itemsize), LINE_COST * _lines(roles, itemsize)
     widest = MOST_SHARED if roles.height >= FEWEST_ROWS and roles.deep > PIECE // 4 else MOST_VECTORS
+    is_across = _is_across(roles, itemsize, target)
     found = []
     for vectors in range(1, min(widest, room, -(-roles.width // lanes)) + 1):
         beside = (target.registers - 1) // vectors - 1  # rows, with a row of the panel and an element of the other
@@ -118,8 +119,11 @@ def _tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[Cost
         if _aliased(roles.left.stride(roles.rows) * itemsize):
             most = min(most, ASSOCIATIVE)
         whole = roles.rows is not None and roles.rows.parts and roles.height <= min(room // vectors, beside)
-        for rows in (roles.height,) if whole else range(1, most + 1):  # of a product at constant places: any number
-            far = min(roles.deep, PIECE) * vectors * lanes * itemsize > target.l1 // 2
+        heights = [roles.height] if whole else range(1, most + 1)  # of a product at constant places: any number
+        if is_across:
+            heights = [rows for rows in _line_rows(roles, itemsize, target) if rows <= most]
+        for rows in heights:
+            far = min(roles.deep, PIECE) * vectors * lanes * itemsize > target.l1 // 2 and not is_across
             found.append((_strips(roles, lanes, vectors, rows, walk + rows * lines, far), vectors, rows, 1))
     return sorted(found)[:CANDIDATES]
 
@@ -141,18 +145,6 @@ def _lines(roles: Roles, itemsize: int) -> float:
         return 0.0
     pitch = min(abs(roles.left.stride(group)) for group in roles.depth) * itemsize
     return max(0.0, min(1.0, pitch / CACHE_LINE) - itemsize / CACHE_LINE)
-
-
-def _far_lines(roles: Roles, schedule: ContractSchedule, broad: int, itemsize: int, target: Target) -> float:
-    """Cycles for lines of the left operand that several tiles of rows share, where a piece of the depth comes to more
-    of them than the first-level cache holds, each on another page: every tile fetches them again, and late."""
-    if not roles.depth or abs(roles.left.stride(roles.rows)) * itemsize >= CACHE_LINE:
-        return 0.0
-    piece = roles.deep // (schedule.parts * schedule.steps)
-    pitch = min(abs(roles.left.stride(group)) for group in roles.depth) * itemsize
-    if pitch < PAGE or piece * CACHE_LINE <= target.l1:
-        return 0.0
-    return FAR_LINE * roles.copies * -(-roles.height // schedule.rows) * -(-roles.width // broad) * roles.deep
 
 
 def _strips(roles: Roles, lanes: int, vectors: int, rows: int, walk: float, far: bool) -> float:
@@ -212,11 +204,16 @@ def _packing(roles: Roles, rows: int, broad: int, itemsize: int, target: Target)
         return PACK_EACH if roles.panel_is_own and (roles.copies >= BLOCKS or in_strips) else PACK_FIRST
     pitches = [abs(roles.panel.stride(group)) * itemsize for group in roles.depth]
     aliased = any(map(_aliased, pitches))
-    again = roles.height * min(roles.deep, DEEPEST) * itemsize > 2 * target.l2
     if roles.deep * max(pitches, default=0) > target.l2 // 2 and roles.panel_is_own:
         if _is_tall(roles):
             return PACK_FIRST
-        return PACK_EACH if again or (aliased and roles.height >= ROWS_TO_PACK) else PACK_NEVER
+        if _is_across(roles, itemsize, target):
+            return PACK_NEVER
+        return (
+            PACK_EACH
+            if _is_fetched_again(roles, itemsize, target) or (aliased and roles.height >= ROWS_TO_PACK)
+            else PACK_NEVER
+        )
     if aliased:
         return PACK_FIRST if roles.height >= 64 and roles.deep > 64 else PACK_NEVER
     return PACK_FIRST if itemsize * roles.deep * roles.width > target.l2 and roles.height >= 192 else PACK_NEVER
@@ -239,6 +236,35 @@ def _is_tall(roles: Roles) -> bool:
     return is_high and roles.panel.stride(roles.cols) == 1 and 1 < roles.deep <= PIECE
 
 
+def _is_fetched_again(roles: Roles, itemsize: int, target: Target) -> bool:
+    """Whether the left operand is so large that each strip of columns would fetch it again."""
+    return roles.height * min(roles.deep, DEEPEST) * itemsize > 2 * target.l2
+
+
+def _is_across(roles: Roles, itemsize: int, target: Target) -> bool:
+    """Whether the lines of both operands lie across a deep sum, as a weight's gradient has it, and the left operand is
+    large and no smaller than the panel.
+
+    A line of the left operand then holds several rows of the result for one term. A few tiles of rows pass over all
+    strips, so that it is fetched once; the panel, which is smaller, is fetched again.
+    """
+    is_dense = roles.left.stride(roles.rows) == roles.panel.stride(roles.cols) == 1
+    is_high = roles.copies == 1 and roles.height >= roles.width and roles.deep > PIECE
+    return is_dense and is_high and _is_fetched_again(roles, itemsize, target)
+
+
+def _line_rows(roles: Roles, itemsize: int, target: Target) -> Sequence[int]:
+    """Rows of a tile that shares its lines: fewer where lines compete, as all loads from one that is late wait."""
+    return LINE_ROWS[: 1 if _lines_kept(roles, itemsize, target) < PIECE else None]
+
+
+def _lines_kept(roles: Roles, itemsize: int, target: Target) -> int:
+    """Terms, up to a piece, whose lines of the left operand fill two thirds of the places that the second-level cache
+    has for lines so far apart."""
+    pitch = max(abs(roles.left.stride(group)) for group in roles.depth) * itemsize
+    return max(PIECE // 4, min(PIECE, 2 * target.l2 // (3 * (pitch & -pitch))))
+
+
 def _is_cut_across(roles: Roles, pack: int, itemsize: int, target: Target) -> bool:
     """Whether blocks are cut out of the columns: where all points of the batch have one panel, and it is larger than
     the cache and than the other operand. Each block then reads a part of it, again and again."""
@@ -259,12 +285,14 @@ def _row_parts(roles: Roles, rows: int, broad: int, pack: int, blocks: int, step
     return max(1, min(wanted, roles.height // rows // FEWEST_TILES))
 
 
-def _strip(roles: Roles, rows: int, pack: int, piece: int, cuts: int, target: Target) -> int:
+def _strip(roles: Roles, rows: int, pack: int, terms: int, itemsize: int, cuts: int, target: Target) -> int:
     """Tiles of rows that pass over a strip before the next: as many as the cache holds, in so many equal parts or more.
 
     Those of several points of the batch, where all of these have one panel, of which the cache holds no more.
     """
-    tiles = roles.height // rows
+    tiles, piece = roles.height // rows, terms * itemsize
+    if _is_across(roles, itemsize, target):
+        return max(1, CACHE_LINE // (rows * itemsize))
     if pack != PACK_EACH and roles.batch and roles.is_panel_shared and roles.width * piece > target.l2 // 2:
         each = prod(roles.left.source.type.extents) // (roles.copies * tiles) * roles.left.source.dtype.itemsize
         return max(tiles, target.l2 // 2 // max(1, each))
@@ -301,7 +329,10 @@ def _pieces(roles: Roles, pack: int, broad: int, blocks: int, itemsize: int, tar
     of the other operand that would fill it.
     """
     parts = steps = 1
-    if pack == PACK_EACH:
+    if _is_across(roles, itemsize, target):
+        parts = max(1, min(MOST_PARTS, roles.deep // PIECE, -(-blocks // -(-roles.width // broad))))
+        steps = -(-roles.deep // (parts * _lines_kept(roles, itemsize, target)))
+    elif pack == PACK_EACH:
         parts = max(1, min(MOST_PARTS, roles.deep // PIECE, -(-blocks // -(-roles.width // broad))))
         if roles.height * roles.deep // parts * itemsize > target.l2:
             steps = round(roles.deep / parts / PIECE)
