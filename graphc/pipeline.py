@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from graphc import settings
 from graphc.codegen import step as code
-from graphc.codegen.jit import compile_all, host_target
+from graphc.codegen.jit import Compiling, host_target
 from graphc.errors import ArgumentError
 from graphc.ir.binding import bind
 from graphc.ir.graph import Graph, Node
@@ -92,13 +93,18 @@ def build(graph: Graph, sizes: Mapping[str, int], threads: int | None = 1) -> Co
     fused, ledger = manager.run(stages["bind"], passes_for(stages["bind"]), observe=stages.__setitem__)
     if threads is None:
         threads = available() if _seconds(manager.work(fused)) >= WORTH_SHARING else 1
-    functions = lower_kernels(fused, target)
-    shared = any(isinstance(node.op.kind, Scan) and shares_of(node, threads) > 1 for node in fused.nodes)
-    if not shared and not any(map(is_divided, functions.values())):
-        threads = 1
-    plan = make(fused, {node: code.scratch_bytes(function) for node, function in functions.items()}, threads)
-    modules = code.emit_modules(plan, functions, target, threaded=threads > 1, offsets=OFFSETS)
-    compiled = compile_all(modules, symbols(threads), available())
+    functions: dict[Node, Function] = {}
+    kernels = lowered(fused, target, functions)
+    if threads > 1 and not any(isinstance(node.op.kind, Scan) and shares_of(node, threads) > 1 for node in fused.nodes):
+        is_shared, kernels = _look_ahead(is_divided, kernels)
+        threads = threads if is_shared else 1
+    with Compiling(available()) as compiling:  # others begin with the first kernels while the next are being lowered
+        for text in code.emit_kernels(kernels, target, threaded=threads > 1):
+            compiling.add(text)
+        plan = make(fused, {node: code.scratch_bytes(function) for node, function in functions.items()}, threads)
+        compiling.add(code.emit_entry(plan, functions, threaded=threads > 1, offsets=OFFSETS))
+        given = symbols(threads)
+    compiled = compiling.link(given)
     found = Compilation(stages, ledger, plan, functions, Executable(plan, functions, compiled, threads))
     _report(found, "".join(f".{name}{size}" for name, size in sizes.items()))
     return found
@@ -107,6 +113,16 @@ def build(graph: Graph, sizes: Mapping[str, int], threads: int | None = 1) -> Co
 def _seconds(work: manager.Work) -> float:
     """About how long one processor takes."""
     return work.operations / _OPERATIONS + work.bytes / _BYTES
+
+
+def _look_ahead(wanted: Callable[[Function], bool], functions: Iterator[Function]) -> tuple[bool, Iterator[Function]]:
+    """Whether any of the functions is wanted, of which no more are made than it takes to know; and all of them."""
+    seen = []
+    for function in functions:
+        seen.append(function)
+        if wanted(function):
+            return True, chain(seen, functions)
+    return False, iter(seen)
 
 
 def is_divided(function: Function) -> bool:
@@ -130,15 +146,23 @@ def _is_fused(graph: Graph) -> bool:
 
 def lower_kernels(graph: Graph, target: Target) -> dict[Node, Function]:
     """The loops of every kernel node, also in the steps of scans. Kernels with equal bodies share one function."""
+    found: dict[Node, Function] = {}
+    for _ in lowered(graph, target, found):
+        pass
+    return found
+
+
+def lowered(graph: Graph, target: Target, found: dict[Node, Function]) -> Iterator[Function]:
+    """The distinct functions of `lower_kernels`, one after the other; `found` is what it returns in the end."""
     known: dict[Hashable, Function] = {}
     taken: dict[str, int] = {}
-    found: dict[Node, Function] = {}
     for node in _kernels(graph):
         key = signature(node.attrs["body"])
-        if key not in known:
-            known[key] = lower(node.attrs["body"], _unique(node.attrs["name"], taken), target)
-        found[node] = known[key]
-    return found
+        if key in known:
+            found[node] = known[key]
+            continue
+        found[node] = known[key] = lower(node.attrs["body"], _unique(node.attrs["name"], taken), target)
+        yield known[key]
 
 
 def _kernels(graph: Graph) -> Iterator[Node]:

@@ -16,7 +16,7 @@ from test_contract import feed, operands
 from graphc import ops, pipeline, testing
 from graphc.codegen import jit, team
 from graphc.codegen.emit import emit
-from graphc.codegen.step import emit_modules, scratch_bytes
+from graphc.codegen.step import emit_entry, emit_kernels, scratch_bytes
 from graphc.errors import ArgumentError
 from graphc.ir.graph import Graph, Value, build
 from graphc.ir.index import Index
@@ -99,7 +99,8 @@ def test_a_step_compiles_for_aarch64(name: str) -> None:
     fused, _ = manager.run(graph, pipeline.passes_for(graph))
     kernels = pipeline.lower_kernels(fused, AARCH64)
     plan = make(fused, {node: scratch_bytes(kernel) for node, kernel in kernels.items()})
-    assembly = "".join(map(aarch64, emit_modules(plan, kernels, AARCH64, threaded=True)))
+    modules = [*emit_kernels(set(kernels.values()), AARCH64, threaded=True), emit_entry(plan, kernels, threaded=True)]
+    assembly = "".join(map(aarch64, modules))
     assert re.search(r"^\tfmla\tv\d+\.4s", assembly, re.MULTILINE)
     assert "barrier" in assembly
 

@@ -77,28 +77,54 @@ def compile_all(texts: Iterable[str], symbols: Mapping[str, int] | None = None, 
 
     The others begin while `texts` are still being written. Raises LoweringError as `compile` does.
     """
-    target = settings.target()
-    waiting: queue.SimpleQueue[_Module | None] = queue.SimpleQueue()
-    helpers = [threading.Thread(target=_emit_all, args=(waiting,), daemon=True) for _ in range(processors - 1)]
-    for helper in helpers:
-        helper.start()
-    modules = []
-    try:
+    with Compiling(processors) as compiling:
         for text in texts:
-            modules.append(_Module(text, target))
-            waiting.put(modules[-1])
-    finally:
-        for _ in range(processors):
-            waiting.put(None)
-        _emit_all(waiting)
-        for helper in helpers:
+            compiling.add(text)
+    return compiling.link(symbols or {})
+
+
+class Compiling:
+    """Modules that are made machine code by so many threads: this one, while it adds more, is one of them at the end.
+
+    with Compiling(2) as compiling:
+        compiling.add(text)
+    compiling.link({}).address("f")
+    """
+
+    def __init__(self, processors: int) -> None:
+        self.target = settings.target()
+        self.modules: list[_Module] = []
+        self.objects: list[bytes] = []
+        self.waiting: queue.SimpleQueue[_Module | None] = queue.SimpleQueue()
+        self.helpers = [
+            threading.Thread(target=_emit_all, args=(self.waiting,), daemon=True) for _ in range(processors - 1)
+        ]
+
+    def __enter__(self) -> Compiling:
+        for helper in self.helpers:
+            helper.start()
+        return self
+
+    def add(self, text: str) -> None:
+        """Take one more module. Raises LoweringError with LLVM's message when the text is malformed."""
+        self.modules.append(_Module(text, self.target))
+        self.waiting.put(self.modules[-1])
+
+    def __exit__(self, *failure: object) -> None:
+        for _ in range(len(self.helpers) + 1):
+            self.waiting.put(None)
+        _emit_all(self.waiting)
+        for helper in self.helpers:
             helper.join()
-        objects = [module.take_object() for module in modules]
-    engine = _engine(symbols or {}, target)
-    for data in objects:
-        engine.add_object_file(llvm.ObjectFileRef.from_data(data))
-    engine.finalize_object()
-    return Compiled(engine, target, tuple(module.bitcode for module in modules))
+        self.objects = [module.take_object() for module in self.modules]
+
+    def link(self, symbols: Mapping[str, int]) -> Compiled:
+        """All modules together, once they are made; `symbols` as in `compile`."""
+        engine = _engine(symbols, self.target)
+        for data in self.objects:
+            engine.add_object_file(llvm.ObjectFileRef.from_data(data))
+        engine.finalize_object()
+        return Compiled(engine, self.target, tuple(module.bitcode for module in self.modules))
 
 
 class _Module:

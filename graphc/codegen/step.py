@@ -43,30 +43,26 @@ def scratch_bytes(function: Function) -> int:
     return sum(map(_bytes, function.scratch))
 
 
-def emit_modules(
-    plan: Plan,
-    kernels: Mapping[Node, Function],
-    target: Target,
-    *,
-    threaded: bool = False,
-    offsets: enter.Offsets | None = None,
-) -> Iterator[str]:
-    """Modules with every kernel that the plan calls, each once, and at last one with the step that calls them.
-
-    Each of them can be compiled by itself. How kernels are divided follows from their text alone. Where it is known
-    how arrays are laid out, there is also a function that enters them (`codegen.enter`).
-    """
+def emit_kernels(functions: Iterable[Function], target: Target, *, threaded: bool = False) -> Iterator[str]:
+    """Modules with kernels, each of which can be compiled by itself. How they are divided follows from their text
+    alone. A check is what every thread does for itself."""
     module = Module(fma=target.fma)
-    checks = {kernels[call.node].name for call in plan.calls if call.is_check}
-    for function in _distinct(plan, kernels):
-        add(function, module, threaded=threaded and function.name not in checks)
+    for function in functions:
+        add(function, module, threaded=threaded and not returns_status(function))
         if module.size >= MODULE_SIZE:
             yield str(module)
             module = Module(fma=target.fma)
     if module.size:
         yield str(module)
+
+
+def emit_entry(
+    plan: Plan, kernels: Mapping[Node, Function], *, threaded: bool = False, offsets: enter.Offsets | None = None
+) -> str:
+    """A module with the step, and where it is known how arrays are laid out a function that enters them
+    (`codegen.enter`)."""
     way_in = enter.emit(offsets, threaded=threaded) if offsets else ""
-    yield emit_step(plan, kernels, threaded=threaded) + way_in
+    return emit_step(plan, kernels, threaded=threaded) + way_in
 
 
 def emit_step(plan: Plan, kernels: Mapping[Node, Function], *, threaded: bool = False, timed: bool = False) -> str:

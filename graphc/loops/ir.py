@@ -37,6 +37,8 @@ class Space(enum.Enum):
     LOCAL = "local"  # small, on the stack of the thread that runs the enclosing body; registers after unrolling
     SCRATCH = "scratch"  # from the arena, per kernel
 
+    __hash__ = object.__hash__  # as of types.DType
+
 
 class LoopKind(enum.Enum):
     SERIAL = "serial"

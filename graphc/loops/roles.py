@@ -21,7 +21,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from graphc.errors import LoweringError
@@ -105,6 +105,10 @@ class Roles:
     panel: Operand
     dots: bool
     result: Index  # the flat position of its current element
+    deep: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "deep", prod(group.extent for group in self.depth))
 
     @property
     def height(self) -> int:
@@ -113,10 +117,6 @@ class Roles:
     @property
     def width(self) -> int:
         return self.cols.extent if self.cols else 1
-
-    @property
-    def deep(self) -> int:
-        return prod(group.extent for group in self.depth)
 
     def cut(self, pieces: int) -> Group:
         """The group of the depth that so many pieces are cut out of: the outermost that is long enough, else the

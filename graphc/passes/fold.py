@@ -57,9 +57,13 @@ def _evaluated(node: Node, inputs: tuple[Value, ...]) -> Value | None:
 
 def work_on_numbers(node: Node, inputs: Sequence[Value]) -> Value | None:
     """What elementwise work on these operands is, where each repeats one number: a number, repeated."""
-    numbers = [number_of(value) for value in inputs]
-    if not isinstance(node.op.kind, Elementwise) or node.op.evaluate is None or None in numbers:
+    if not isinstance(node.op.kind, Elementwise) or node.op.evaluate is None:
         return None
+    numbers = []
+    for value in inputs:
+        numbers.append(number_of(value))
+        if numbers[-1] is None:
+            return None
     scalars = [np.asarray(n, v.dtype.numpy) for n, v in zip(numbers, inputs, strict=True)]
     return ops.full(node.output.shape, _item(node.op.evaluate(*scalars, **node.attrs)), node.output.dtype)
 

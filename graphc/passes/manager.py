@@ -46,8 +46,14 @@ class Row:
 
     name: str
     seconds: float
-    before: Work
-    after: Work
+    graphs: tuple[Graph, Graph]  # before and after
+
+    @property
+    def work(self) -> tuple[Work, Work]:
+        """Before and after: counted when it is asked for."""
+        before, after = self.graphs
+        first = work(before)
+        return first, first if after is before else work(after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +74,10 @@ class Ledger:
     def __str__(self) -> str:
         cells = [("pass", "ms", "nodes", "MFLOP", "MB moved")]
         for row in self.rows:
-            nodes = _change(row.before.nodes, row.after.nodes)
-            operations = _change(row.before.operations / 1e6, row.after.operations / 1e6)
-            moved = _change(row.before.bytes / 1e6, row.after.bytes / 1e6)
+            before, after = row.work
+            nodes = _change(before.nodes, after.nodes)
+            operations = _change(before.operations / 1e6, after.operations / 1e6)
+            moved = _change(before.bytes / 1e6, after.bytes / 1e6)
             cells.append((row.name, f"{row.seconds * 1e3:.1f}", nodes, operations, moved))
         widths = [max(len(row[column]) for row in cells) for column in range(5)]
         lines = ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in cells]
@@ -83,16 +90,14 @@ def run(graph: Graph, names: Iterable[str], observe: Observer = lambda name, gra
     Raises ArgumentError for a name that is not in PASSES and PassError where a pass fails.
     """
     rows = []
-    before = work(graph)
     for name in names:
         if name not in PASSES:
             raise ArgumentError(f"there is no pass {name!r}; there are {', '.join(PASSES)}")
         start = time.perf_counter()
         found = _run_one(name, graph)
         seconds = time.perf_counter() - start
-        after = before if found is graph else work(found)
-        rows.append(Row(name, seconds, before, after))
-        graph, before = found, after
+        rows.append(Row(name, seconds, (graph, found)))
+        graph = found
         observe(name, graph)
     return graph, Ledger(tuple(rows))
 

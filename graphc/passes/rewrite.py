@@ -11,6 +11,7 @@ ops match in either order.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -96,11 +97,14 @@ def by_root(rules: Iterable[Rule]) -> dict[str, tuple[Rule, ...]]:
     return found
 
 
+_number = functools.cache(number_of)  # of what is in a pattern
+
+
 def _match(pattern: Value, value: Value, bindings: Bindings) -> bool:
     """Whether a value has the pattern's form; enters what the unknowns are."""
     if pattern.node is None:
         return bindings.setdefault(pattern, value) is value
-    number = number_of(pattern)
+    number = _number(pattern)
     if number is not None:
         return bool(number_of(value) == number)
     node = value.node
