@@ -351,7 +351,8 @@ def test_the_ledger_counts_every_step() -> None:
     x, w = placeholders(x=X, w=W)
     _, ys = gx.scan(lambda c, x: (c, x @ w), None, x)
     _, ledger = run(gx.compile([x, w], ys).graph, ["dce"])
-    assert ledger.rows[0].after.operations == 6 * 2 * 2 * 3 * 3
+    _, after = ledger.rows[0].work
+    assert after.operations == 6 * 2 * 2 * 3 * 3
 
 
 # Native ---------------------------------------------------------------------------------------------------------
