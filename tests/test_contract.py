@@ -27,13 +27,13 @@ from graphc.reference import evaluate
 RNG = np.random.default_rng(0)
 NUMBERS = (DType.F32, DType.F64, DType.I32, DType.I64)
 TILES = (  # of any axis: `axis` is filled in
-    "lanes=4 vectors=2 rows=3 unroll=2 blocks=3 across=0 strip=2 parts=1 steps=1 pack=1 fma=1",
-    "lanes=4 vectors=1 rows=2 unroll=1 blocks=1 across=0 strip=1 parts=2 steps=1 pack=0 fma=0",
-    "lanes=2 vectors=3 rows=1 unroll=3 blocks=9 across=1 strip=3 parts=2 steps=2 pack=1 fma=1",
-    "lanes=4 vectors=1 rows=3 unroll=1 blocks=2 across=0 strip=9 parts=1 steps=2 pack=2 fma=1",
-    "lanes=2 vectors=2 rows=2 unroll=1 blocks=4 across=0 strip=1 parts=2 steps=2 pack=2 fma=1",
-    "lanes=4 vectors=1 rows=2 unroll=1 blocks=3 across=1 strip=20 parts=1 steps=2 pack=1 fma=1",
-    "lanes=4 vectors=1 rows=2 unroll=1 blocks=2 across=0 strip=6 parts=1 steps=1 pack=1 fma=1",
+    "lanes=4 vectors=2 rows=3 unroll=2 blocks=3 across=0 strip=2 parts=1 steps=1 pack=1 ahead=0 early=1 fma=1",
+    "lanes=4 vectors=1 rows=2 unroll=1 blocks=1 across=0 strip=1 parts=2 steps=1 pack=0 ahead=4 early=0 fma=0",
+    "lanes=2 vectors=3 rows=1 unroll=3 blocks=9 across=1 strip=3 parts=2 steps=2 pack=1 ahead=0 early=1 fma=1",
+    "lanes=4 vectors=1 rows=3 unroll=1 blocks=2 across=0 strip=9 parts=1 steps=2 pack=2 ahead=3 early=1 fma=1",
+    "lanes=2 vectors=2 rows=2 unroll=1 blocks=4 across=0 strip=1 parts=2 steps=2 pack=2 ahead=3 early=1 fma=1",
+    "lanes=4 vectors=1 rows=2 unroll=1 blocks=3 across=1 strip=20 parts=1 steps=2 pack=1 ahead=0 early=1 fma=1",
+    "lanes=4 vectors=1 rows=2 unroll=1 blocks=2 across=0 strip=6 parts=1 steps=1 pack=1 ahead=0 early=1 fma=1",
 )
 MATMULS = ("mk,kn->mn", "mk,nk->mn", "km,kn->mn", "km,nk->nm", "bmk,bkn->bmn", "bmk,nk->mbn")
 

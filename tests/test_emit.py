@@ -208,6 +208,16 @@ KERNELS = {
             }
           }
         }""",
+    "lines that are asked for, also where there are none": """
+        kernel f(x: f32[5,16] in, y: f32[5,16] out) {
+          for i parallel 5 {
+            prefetch x[i+1, 0]
+            for v vector 16 lanes 16 {
+              prefetch x[i+900, v]
+              y[i, v] = x[i, v]
+            }
+          }
+        }""",
     "transposed squares": """
     kernel f(x: f32[16,16] in, n: i64[4,4] in, b: bool[4,4] in, y: f32[16,16] out, m: i64[4,4] out, c: bool[4,4] out) {
           local square: f32[16,16]

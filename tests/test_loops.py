@@ -27,7 +27,9 @@ kernel every.thing(x: f32[64,128] in, n: i64[7] in, y: f32[64] out, z: bool[] ou
       acc[v] = -inf:f32
     }
     for j 8 {
+      prefetch x[i+9, 16*j]
       for v vector 12 lanes 16 {
+        prefetch part[j, v]
         let t0 = x[i, 16*j+v]                                     // train.py:12
         let t1 = x[i-1, (16*j+v)/2+3*(v-5)%7] if i-1>=0 and -1*v+7>=0 and j==0 else nan
         let t2 = x[i, @n[0]]
@@ -106,6 +108,10 @@ REJECTED = {
     "is no square whose side is a power of two": "local s: f32[3,3]\ntranspose s",
     "is not a local in scope": "transpose x",
     "is transposed in vector loop": "local s: f32[4,4]\nfor v vector 4 lanes 4 {\n transpose s\n}",
+    "local s is asked for beforehand": "local s: f32[4]\nprefetch s[0]",
+    "ask for elements of x that are no neighbours": "for v vector 8 lanes 8 {\n prefetch x[0, 2*v]\n}",
+    "ask for elements of y that are no neighbours": "for v vector 8 lanes 8 {\n prefetch y[v, 0]\n}",
+    "y has 2 dimensions, its index 1": "prefetch y[0]",
     "outside 0..7": "for i 8 {\n y[i+1, 0] = 0.0:f32\n}",
     "runs over -1..6": "for i 8 {\n z[] += x[i-1, 0] if 7-1*i>=0 else 0.0\n}",
     "outside 0..15": "for i 5 {\n for v vector 16 lanes 16 {\n  y[i, v+i] = 0.0:f32\n }\n}",

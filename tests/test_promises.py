@@ -23,10 +23,12 @@ from graphc.ir.index import Index
 from graphc.ir.types import DType, TensorType
 from graphc.loops import interpret, schedule, tiling
 from graphc.loops.contract import grid
+from graphc.loops.ir import Prefetch
 from graphc.loops.lower import lower
 from graphc.loops.roles import assign, axes_of
 from graphc.loops.target import AARCH64, AVX512
 from graphc.loops.verify import verify
+from graphc.loops.walk import statements
 from graphc.passes import manager
 from graphc.passes.forms import Contract, classify
 from graphc.plan import make
@@ -249,6 +251,32 @@ def test_a_large_operand_across_a_deep_sum_is_fetched_once(shape: tuple[int, int
     assert (chosen.axis, chosen.pack, chosen.rows) == (1, schedule.PACK_NEVER, rows)
     assert chosen.rows * chosen.strip == 16
     assert shape[2] // (chosen.parts * chosen.steps) <= piece < 2 * shape[2] // (chosen.parts * chosen.steps)
+
+
+def test_lines_of_the_left_operand_are_asked_for_where_they_lie_across_the_sum() -> None:
+    """Not where it is dense along the sum, nor where the first-level cache holds it."""
+    ahead = {
+        (form, m): tiling.choose(*product(form, DType.F32, m, 784, 256), AVX512).ahead
+        for form, m in (("tn", 1024), ("nt", 1024), ("tn", 16))
+    }
+    assert ahead == {("tn", 1024): 16, ("nt", 1024): 0, ("tn", 16): 0}
+    assert tiling.choose(*product("tn", DType.F64, 1024, 784, 256), AVX512).ahead == 8
+
+
+@pytest.mark.parametrize(("form", "deep", "asked"), [("tn", 256, 2), ("nn", 256, 1), ("nn", 64, 0)])
+def test_a_tile_asks_for_what_it_will_read(form: str, deep: int, asked: int) -> None:
+    """For the next rows' lines once for each term, and for each of its vectors of an input as large as the result."""
+    body, _ = product(form, DType.F32, 64, 48, deep)
+    weight, scale = Value(TensorType(DType.F32, (64, 48))), Value(TensorType(DType.F32, ()))
+    step = ops.mul(ops.broadcast(scale, shape=(64, 48), axes=()), body.outputs[0])
+    body = build("body", [*body.inputs, weight, scale], [ops.sub(weight, step)])
+    function = lower(body, "body", AVX512)
+    found = [stmt for stmt in statements(function.body) if isinstance(stmt, Prefetch)]
+    assert len(found) == asked
+    names = {function.inputs[n].name for n in ((0, 2) if asked == 2 else (2,) * asked)}
+    assert {stmt.buffer.name for stmt in found} == names
+    assembly = jit.compile(emit(function, jit.host_target())).assembly()
+    assert ("prefetcht0" in assembly) == (asked > 0) or platform.machine() != "x86_64"
 
 
 def test_a_small_operand_across_a_deep_sum_is_fetched_for_every_strip() -> None:

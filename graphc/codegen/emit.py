@@ -42,6 +42,7 @@ from graphc.loops.ir import (
     Loop,
     LoopKind,
     Position,
+    Prefetch,
     Read,
     Reduce,
     Scalar,
@@ -179,6 +180,8 @@ class _Emitter:
                 self.store_at(stmt)
             case Transpose(buffer):
                 self.transpose(buffer)
+            case Prefetch(buffer, index):
+                self.prefetch(buffer, index)
             case If(conditions, body):
                 self.branch(conditions, body)
             case Check(condition, code):
@@ -268,6 +271,13 @@ class _Emitter:
             block //= 2
         for vector, place in zip(rows, places, strict=True):
             self.body.void(f"store {kind} {vector}, ptr {place}, align 64")
+
+    def prefetch(self, buffer: Buffer, index: tuple[Index, ...]) -> None:
+        """To read, into all caches; of a vector the line in which it begins."""
+        place = self.memory.place(buffer, index)
+        assert isinstance(place, Element | Run)
+        self.body.module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        self.body.void(f"call void @llvm.prefetch.p0(ptr {place.pointer}, i32 0, i32 3, i32 1)")
 
     def shuffle(self, pair: str, order: list[int]) -> str:
         lanes = ", ".join(f"i32 {lane}" for lane in order)

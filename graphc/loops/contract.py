@@ -25,6 +25,7 @@ from math import prod
 
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.index import ZERO, Condition, Index, flatten, unflatten
+from graphc.ir.op import Elementwise
 from graphc.loops.apart import lies_apart, turn
 from graphc.loops.ir import Buffer, Expr, Function, Load, LoopKind, Space
 from graphc.loops.nest import Group, blocks, collapse, identity, leading, size, spans_of, spread, walk
@@ -151,7 +152,13 @@ class _Kernel:
 
         def multiplied(block: Index) -> tuple[Fill, Prepare | None]:
             given, prepare = factors(block, block)
-            return lambda acc, tile, step: self.extend(acc, tile, given, sums, ZERO, step), prepare
+
+            def fill(acc: Buffer, tile: Tile, step: Index) -> None:
+                with self.point.when((Condition(step - (steps - 1)),)):
+                    self.await_epilogue(tile)
+                self.extend(acc, tile, given, sums, ZERO, step)
+
+            return fill, prepare
 
         self.tiles(results, multiplied, sums)
 
@@ -410,6 +417,22 @@ class _Kernel:
 
         with self.point.loop("s", self.parts[0] - 1) as part:
             self.multiplier.each(tile, add)
+
+    def await_epilogue(self, tile: Tile) -> None:
+        """Ask for what the epilogue reads of inputs as large as the result, where the schedule says so."""
+        point, form, cols = self.point, self.form, self.roles.cols
+        wanted: dict[Value, Index] = {}
+        for node in form.epilogue if self.schedule.early and cols else ():
+            if isinstance(node.op.kind, Elementwise) and node.output in form.placements:
+                here = place_in(form, node.output)
+                read = {v: flatten(here, v.type.extents) for v in node.inputs if v in self.body.inputs}
+                wanted |= {v: place for v, place in read.items() if cols and place.coefficient(cols.variable) == 1}
+
+        def ask(_row: Index, _column: Index, _lane: Index) -> None:
+            for value, place in wanted.items():
+                point.prefetch(point.buffers[value], place)
+
+        self.multiplier.each(tile, ask)
 
     def epilogue(self, acc: Buffer, tile: Tile, block: Index, results: Mapping[Value, Buffer]) -> None:
         """What is stored and added up for each element of a tile."""

@@ -37,6 +37,7 @@ from graphc.loops.ir import (
     Loop,
     LoopKind,
     Position,
+    Prefetch,
     Read,
     Reduce,
     Scalar,
@@ -162,6 +163,8 @@ class _Machine:
             case Transpose(buffer):
                 data = self.memory[buffer].data
                 data[:] = data.reshape(buffer.shape).T.flatten()
+            case Prefetch():
+                pass
             case If(conditions, inner):
                 self.branch(conditions, inner)
             case Check(condition, code):

@@ -187,6 +187,14 @@ class Transpose:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Asks for the cache line of an element, which will soon be read; it may lie anywhere, as nothing changes."""
+
+    buffer: Buffer
+    index: tuple[Index, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class If:
     conditions: tuple[Condition, ...]
     body: tuple[Stmt, ...]
@@ -200,7 +208,7 @@ class Check:
     code: int
 
 
-Stmt = Loop | Local | Let | Store | Reduce | StoreAt | Transpose | If | Check
+Stmt = Loop | Local | Let | Store | Reduce | StoreAt | Transpose | Prefetch | If | Check
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from graphc.loops.ir import (
     Loop,
     LoopKind,
     Position,
+    Prefetch,
     Read,
     Reduce,
     Scalar,
@@ -170,6 +171,10 @@ class Point:
     def transpose(self, buffer: Buffer) -> None:
         """Rows and columns of a square local change places."""
         self.statements.append(Transpose(buffer))
+
+    def prefetch(self, buffer: Buffer, index: Index) -> None:
+        """Ask for an element of a flat buffer that is read later."""
+        self.statements.append(Prefetch(buffer, self._place(buffer, index)))
 
     def load(self, buffer: Buffer, index: Index, conditions: tuple[Condition, ...] = ()) -> Expr:
         """The element of a flat buffer; zero where a condition fails."""

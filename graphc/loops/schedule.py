@@ -4,7 +4,8 @@
     rows lanes=8 unroll=4 blocks=32 buffer=16384
     columns lanes=8 unroll=4 blocks=8
     narrow lanes=16 blocks=8
-    contract axis=1 lanes=16 vectors=3 rows=8 unroll=1 blocks=8 across=0 strip=4 parts=1 steps=1 pack=1 fma=1
+    contract axis=1 lanes=16 vectors=3 rows=8 unroll=1 blocks=8 across=0 strip=4 parts=1 steps=1 pack=1 ahead=0 early=1
+        fma=1
 
 Lanes and unroll fix the order in which a row is summed, blocks the order in which rows are: with the same schedule
 results are the same bits, whatever the number of threads.
@@ -101,6 +102,8 @@ class ContractSchedule:
     parts    partial sums over the depth that threads may share
     steps    how often such a sum is put down and taken up again
     pack     1: copy the panel first, so that its vectors stand in a row; 2: strip by strip in each block; 0: do not
+    ahead    rows further down whose elements of the left operand a tile asks for, term by term; 0: it does not
+    early    1: what the epilogue reads is asked for before the products
     fma      1: multiply and add with one rounding
     """
 
@@ -115,6 +118,8 @@ class ContractSchedule:
     parts: int
     steps: int
     pack: int
+    ahead: int
+    early: int
     fma: int
 
     def __str__(self) -> str:

@@ -46,6 +46,7 @@ from graphc.loops.ir import (
     Loop,
     LoopKind,
     Position,
+    Prefetch,
     Read,
     Reduce,
     Scalar,
@@ -127,6 +128,8 @@ def _lines(body: tuple[Stmt, ...], indent: str, locations: bool) -> Iterator[str
                 yield f"{indent}local {_declaration(buffer)}"
             case Transpose(buffer):
                 yield f"{indent}transpose {buffer.name}"
+            case Prefetch(buffer, index):
+                yield f"{indent}prefetch {_element(buffer, index)}"
             case Check(condition, code):
                 yield f"{indent}check {print_expr(condition)} code {code}"
             case Let() | Store() | Reduce() | StoreAt():
@@ -327,6 +330,11 @@ class _Parser:
             return Local(self.declare(Buffer(*self.declaration(), Space.LOCAL)))
         if self.take("transpose"):
             return Transpose(self.buffer())
+        if self.take("prefetch"):
+            buffer, index, _, at = self.element()
+            if at is not None:
+                self.fail("a position that is data is not asked for beforehand")
+            return Prefetch(buffer, index)
         if self.take("check"):
             condition = self.expr()
             self.expect("code")

@@ -131,6 +131,9 @@ class Multiplier:
 
         def element() -> None:
             """Row by row: then the vectors of the panel and one broadcast element stay in registers, not all rows'."""
+            if self.schedule.ahead:
+                with self.at(tile.row + self.schedule.ahead, tile.col):
+                    point.prefetch(point.buffers[self.roles.left.source], self.roles.left.place)
             self.vectors(tile, load, whole=whole)
             with point.loop("i", tile.height, LoopKind.UNROLLED) as row:
                 self.vectors(tile, lambda column, _: multiply(row, column), whole=whole)

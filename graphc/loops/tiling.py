@@ -43,6 +43,7 @@ FOLD = 3  # cycles for the lanes of one dot product
 MOST_DOTS = 20  # side by side
 DEEPEST = 2048  # terms of a sum that are added without a break
 PIECE = 512  # terms between breaks
+DEEP_TO_AWAIT = 128  # terms of sums, meanwhile what the epilogue reads can come
 FEWEST_ROWS = 48  # that make narrow tiles worth while
 ROWS_TO_PACK = 96  # that make copying a panel worth while where its lines compete for the cache
 BLOCKS = 16  # that pack what they read: large ones
@@ -95,6 +96,8 @@ class _Choice:
                 parts=parts,
                 steps=steps,
                 pack=pack,
+                ahead=_ahead(roles, itemsize, target),
+                early=int(not roles.dots and roles.deep >= DEEP_TO_AWAIT),
                 fma=int(target.fma),
             )
             total = cost * roles.copies * _uneven(roles, schedule, broad)
@@ -256,6 +259,14 @@ def _is_across(roles: Roles, itemsize: int, target: Target) -> bool:
 def _line_rows(roles: Roles, itemsize: int, target: Target) -> Sequence[int]:
     """Rows of a tile that shares its lines: fewer where lines compete, as all loads from one that is late wait."""
     return LINE_ROWS[: 1 if _lines_kept(roles, itemsize, target) < PIECE else None]
+
+
+def _ahead(roles: Roles, itemsize: int, target: Target) -> int:
+    """Rows of a cache line, where those of the left operand lie across the sum and it is larger than the first-level
+    cache: the next rows' lines are asked for then, as a processor that fetches ahead by itself stays within a page."""
+    pitch = min((abs(roles.left.stride(group)) for group in roles.depth), default=0) * itemsize
+    is_across = roles.left.stride(roles.rows) == 1 and pitch > CACHE_LINE and not roles.dots
+    return CACHE_LINE // itemsize if is_across and roles.height * roles.deep * itemsize > target.l1 else 0
 
 
 def _lines_kept(roles: Roles, itemsize: int, target: Target) -> int:

@@ -10,7 +10,8 @@
     and a `Store` to one place stores one value.
  5. parallel loops are in no other loop and under no condition; every element that they write outside their own locals
     depends on their variable, and none is a local from outside; no `Check` is inside.
- 6. a `Transpose` is of a square local of its own thread, outside vector loops.
+ 6. a `Transpose` is of a square local of its own thread, outside vector loops; a `Prefetch` is of shared memory, and of
+    neighbours in a vector loop.
  7. types: a `Store`, `Reduce` or `StoreAt` writes its buffer's dtype; scalar ops have the operands and result of
     the op table; positions are integers and a `Check` tests a bool; its code is above 0.
 
@@ -45,6 +46,7 @@ from graphc.loops.ir import (
     Loop,
     LoopKind,
     Position,
+    Prefetch,
     Read,
     Reduce,
     Scalar,
@@ -138,6 +140,8 @@ def _statement(stmt: Stmt, scope: _Scope) -> None:
                 scope.fail(f"check code {code} is not above 0")
         case Transpose(buffer):
             _transpose(buffer, scope)
+        case Prefetch(buffer, index):
+            _prefetch(buffer, index, scope)
         case Store() | Reduce() | StoreAt():
             _write(stmt, replace(scope, location=stmt.location))
 
@@ -174,6 +178,17 @@ def _transpose(buffer: Buffer, scope: _Scope) -> None:
         scope.fail(f"{buffer.name}[{buffer.shape}] is transposed, but is no square whose side is a power of two")
     if scope.vector is not None:
         scope.fail(f"{buffer.name} is transposed in vector loop {scope.vector}")
+
+
+def _prefetch(buffer: Buffer, index: tuple[Index, ...], scope: _Scope) -> None:
+    _dimensions(buffer, index, scope)
+    if buffer.space is Space.LOCAL:
+        scope.fail(f"local {buffer.name} is asked for beforehand")
+    if scope.vector is not None:
+        *outer, last = index
+        along = Index(0, ((scope.vector, 1),))
+        if scope.varies(outer) or (scope.varies([last]) and scope.varies([last - along])):
+            scope.fail(f"the lanes of {scope.vector} ask for elements of {buffer.name} that are no neighbours")
 
 
 def _write(stmt: Store | Reduce | StoreAt, scope: _Scope) -> None:
@@ -301,13 +316,9 @@ def _divisors(index: Index) -> Iterator[int]:
 
 
 def _access(buffer: Buffer, index: tuple[Index, ...], scope: _Scope, conditions: tuple[Condition, ...]) -> None:
-    if scope.buffers.get(buffer.name) != buffer:
-        scope.fail(f"buffer {buffer.name} is not in scope")
-    if len(index) != len(buffer.shape):
-        scope.fail(f"{buffer.name} has {len(buffer.shape)} dimensions, its index {len(index)}")
+    _dimensions(buffer, index, scope)
     around = (*scope.conditions, *conditions)
     for place, extent in zip(index, buffer.shape, strict=True):
-        _variables(place, scope)
         low, high = place.bounds
         if low >= 0 and high < extent:
             continue
@@ -315,6 +326,15 @@ def _access(buffer: Buffer, index: tuple[Index, ...], scope: _Scope, conditions:
         if (low < 0 or high >= extent) and not _tried(place, extent, around):
             shown = " and ".join(map(str, around)) or "no condition"
             scope.fail(f"index {place} of {buffer.name} runs over {low}..{high}, outside 0..{extent - 1}, with {shown}")
+
+
+def _dimensions(buffer: Buffer, index: tuple[Index, ...], scope: _Scope) -> None:
+    if scope.buffers.get(buffer.name) != buffer:
+        scope.fail(f"buffer {buffer.name} is not in scope")
+    if len(index) != len(buffer.shape):
+        scope.fail(f"{buffer.name} has {len(buffer.shape)} dimensions, its index {len(index)}")
+    for place in index:
+        _variables(place, scope)
 
 
 def bounds(index: Index, conditions: Sequence[Condition]) -> tuple[int, int]:
