@@ -209,7 +209,7 @@ def rebuild(graph: Graph, transform: Callable[[Node, tuple[Value, ...]], tuple[V
     changed = False
     for node in graph.nodes:
         with source.located(node.location):
-            values = transform(node, tuple(new.get(v, v) for v in node.inputs))
+            values = transform(node, tuple([new.get(v, v) for v in node.inputs]))
         for old, value in zip(node.outputs, values, strict=True):
             if old is not value:
                 changed = True
@@ -232,6 +232,6 @@ def substitute(values: Iterable[Value], new: dict[Value, Value]) -> list[Value]:
 
 def copy_node(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
     """The same op on other operands; the node itself where the operands are the same objects."""
-    if all(a is b for a, b in zip(node.inputs, inputs, strict=True)):
+    if inputs == node.inputs:  # values are compared by identity
         return node.outputs
     return make_node(node.op, inputs, node.attrs, node.location).outputs

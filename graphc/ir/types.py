@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -94,11 +94,13 @@ class TensorType:
 
     dtype: DType
     shape: Shape
+    is_bound: bool = field(init=False, compare=False, repr=False)  # whether all extents are numbers
 
     def __post_init__(self) -> None:
         for extent in self.shape:
             if not is_extent(extent):
                 raise ShapeError(f"an extent is a whole number from 0 on, or named, not {extent!r}")
+        object.__setattr__(self, "is_bound", not any(isinstance(extent, Polynomial) for extent in self.shape))
 
     @property
     def rank(self) -> int:
@@ -112,9 +114,8 @@ class TensorType:
     @property
     def extents(self) -> tuple[int, ...]:
         """The shape as integers; raises ShapeError while a named dimension is unbound."""
-        for extent in self.shape:
-            if isinstance(extent, Polynomial):
-                raise ShapeError(f"type {self} has unbound named dimensions")
+        if not self.is_bound:
+            raise ShapeError(f"type {self} has unbound named dimensions")
         return cast(tuple[int, ...], self.shape)
 
     @property

@@ -238,15 +238,15 @@ def _read_again(body: Graph) -> frozenset[Node]:
     sources: dict[Value, frozenset[Node]] = {}
     found: set[Node] = set()
     for node in body.nodes:
-        below = frozenset().union(*(sources.get(value, frozenset()) for value in node.inputs))
-        largest = max((math.prod(value.type.extents) for value in node.inputs if value in sources), default=0)
+        made = [value for value in node.inputs if value in sources]
+        below = frozenset().union(*(sources[value] for value in made))
         if isinstance(node.op.kind, Reduction):
             found |= below
-            below = frozenset((node,))
-        elif math.prod(node.output.type.extents) > largest:
-            found |= below
-        if below:
+            sources[node.output] = frozenset((node,))
+        elif made:
             sources[node.output] = below
+            if math.prod(node.output.type.extents) > max(math.prod(value.type.extents) for value in made):
+                found |= below
     return frozenset(found)
 
 
