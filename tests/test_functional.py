@@ -208,6 +208,16 @@ def _with_gradient(function: Callable[[gx.Tensor], gx.Tensor], array: Any) -> tu
     return value, gradient
 
 
+def test_gelu_by_tanh_keeps_its_digits_far_below_zero() -> None:
+    """1 + tanh(u) would lose them all. What is left is the rounding of u, times u."""
+    x = np.linspace(-8, 4, 97)
+    slope = 2 * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
+    half = 1 / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    value, gradient = _with_gradient(lambda t: gx.gelu(t, "tanh"), x.astype(np.float32))
+    np.testing.assert_allclose(value, x * half, rtol=3e-5)
+    np.testing.assert_allclose(gradient, half + x * half * (1 - half) * slope, rtol=3e-5, atol=1e-6)
+
+
 def test_sinh_has_a_slope_at_zero_and_a_value_as_far_as_float32_goes() -> None:
     """Of |x| and its sign, the derivative at 0 was 0; half of e**x was infinite before sinh is."""
     value, gradient = _with_gradient(gx.sinh, [0.0, -0.0, 1e-30, -2.0, 30.0, 89.0])

@@ -64,15 +64,17 @@ def softplus(x: Any) -> Tensor:
 def gelu(x: Any, approximate: str = "none") -> Tensor:
     """x times the normal distribution function (Hendrycks and Gimpel, 2016).
 
-    approximate  "none": 0.5 x (1 + erf(x / sqrt 2)); "tanh": 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x**3)))
+    approximate  "none": 0.5 x (1 + erf(x / sqrt 2)); "tanh": 0.5 x (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x**3)
+
+    The second is computed as x sigmoid(2 u): the same, but 1 + tanh(u) would lose all digits where u is far below 0.
     """
     found = as_float(x)
     match approximate:
         case "none":
             return found * 0.5 * (1.0 + erf(found * math.sqrt(0.5)))
         case "tanh":
-            inner = math.sqrt(2 / math.pi) * (found + 0.044715 * (found * found * found))
-            return 0.5 * found * (1.0 + tanh(inner))
+            twice = math.sqrt(8 / math.pi)
+            return found * sigmoid(found * (twice + 0.044715 * twice * (found * found)))
     raise ArgumentError(f'approximate must be "none" or "tanh", not {approximate!r}', source.here())
 
 
