@@ -667,6 +667,41 @@ def test_modules_call_each_other_and_are_the_same_for_any_number_of_threads() ->
         jit.compile_all([*texts, "define void @f() { oops }"], processors=3)
 
 
+FORTY_TWO = "define i64 @f() {\n  ret i64 42\n}"
+
+
+def test_an_error_while_modules_are_made_is_the_one_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of a helper before it; what is still waiting is not made, and no thread stays."""
+    made, threads = [], threading.active_count()
+
+    def fail(module: Any, *_: object) -> None:
+        made.append(module)
+        raise LoweringError("a helper's")
+
+    monkeypatch.setattr(jit._Module, "emit", fail)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    with pytest.raises(ValueError, match="the reason"), jit.Compiling(2) as compiling:
+        for _ in range(20):
+            compiling.add(FORTY_TWO)
+        raise ValueError("the reason")
+    assert len(made) < 20 and threading.active_count() == threads
+
+
+def test_fewer_threads_compile_where_no_more_are_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = threading.Thread.start, []
+
+    def first(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", first)
+    compiled = jit.compile_all([FORTY_TWO], processors=4)
+    assert ctypes.CFUNCTYPE(ctypes.c_int64)(compiled.address("f"))() == 42
+    assert not started[0].is_alive()
+
+
 def test_malformed_text_and_unknown_names_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LoweringError, match="malformed LLVM text"):
         jit.compile("define void @f() { oops }")

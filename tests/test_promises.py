@@ -13,6 +13,7 @@ from assembly import hottest
 from networks import NETWORKS, Training
 from test_contract import feed, operands
 
+import graphc as gx
 from graphc import ops, pipeline, testing
 from graphc.codegen import jit, team
 from graphc.codegen.emit import emit
@@ -23,10 +24,10 @@ from graphc.ir.index import Index
 from graphc.ir.types import DType, TensorType
 from graphc.loops import interpret, schedule, tiling
 from graphc.loops.contract import grid
-from graphc.loops.ir import Prefetch
+from graphc.loops.ir import Function, If, Prefetch
 from graphc.loops.lower import lower
 from graphc.loops.roles import assign, axes_of
-from graphc.loops.target import AARCH64, AVX512
+from graphc.loops.target import AARCH64, AVX2, AVX512, Target
 from graphc.loops.verify import verify
 from graphc.loops.walk import statements
 from graphc.passes import manager
@@ -263,20 +264,77 @@ def test_lines_of_the_left_operand_are_asked_for_where_they_lie_across_the_sum()
     assert tiling.choose(*product("tn", DType.F64, 1024, 784, 256), AVX512).ahead == 8
 
 
-@pytest.mark.parametrize(("form", "deep", "asked"), [("tn", 256, 2), ("nn", 256, 1), ("nn", 64, 0)])
-def test_a_tile_asks_for_what_it_will_read(form: str, deep: int, asked: int) -> None:
+def asked(function: Function) -> dict[str, set[str]]:
+    """The places that a kernel asks for beforehand, by buffer; loop variables without their numbers."""
+    found: dict[str, set[str]] = {}
+    for stmt in statements(function.body):
+        if isinstance(stmt, Prefetch):
+            found.setdefault(stmt.buffer.name, set()).add(re.sub(r"([a-z])\d+", r"\1", str(stmt.index[0])))
+    return found
+
+
+@pytest.mark.parametrize(("form", "deep", "buffers"), [("tn", 256, "0 2"), ("nn", 256, "2"), ("nn", 64, "")])
+def test_a_tile_asks_for_what_it_will_read(form: str, deep: int, buffers: str) -> None:
     """For the next rows' lines once for each term, and for each of its vectors of an input as large as the result."""
     body, _ = product(form, DType.F32, 64, 48, deep)
     weight, scale = Value(TensorType(DType.F32, (64, 48))), Value(TensorType(DType.F32, ()))
     step = ops.mul(ops.broadcast(scale, shape=(64, 48), axes=()), body.outputs[0])
-    body = build("body", [*body.inputs, weight, scale], [ops.sub(weight, step)])
-    function = lower(body, "body", AVX512)
-    found = [stmt for stmt in statements(function.body) if isinstance(stmt, Prefetch)]
-    assert len(found) == asked
-    names = {function.inputs[n].name for n in ((0, 2) if asked == 2 else (2,) * asked)}
-    assert {stmt.buffer.name for stmt in found} == names
+    function = lower(build("body", [*body.inputs, weight, scale], [ops.sub(weight, step)]), "body", AVX512)
+    found = asked(function)
+    assert set(found) == {f"in{number}" for number in buffers.split()}
+    if "in0" in found:
+        assert found["in0"] == {"24*b+64*r+8*t+16"}  # the line behind the one that the tile's 8 rows share
     assembly = jit.compile(emit(function, jit.host_target())).assembly()
-    assert ("prefetcht0" in assembly) == (asked > 0) or platform.machine() != "x86_64"
+    assert ("prefetcht0" in assembly) == bool(found) or platform.machine() != "x86_64"
+
+
+def test_a_tile_asks_for_what_the_epilogue_reads_through_other_work() -> None:
+    """As Adam's moments are, which are scaled before the product comes in; but not for what all rows share."""
+    body, _ = product("nn", DType.F32, 64, 48, 256)
+    moment, turned, bias = (Value(TensorType(DType.F32, shape)) for shape in ((64, 48), (48, 64), (48,)))
+    rest = ops.add(ops.transpose(turned, perm=(1, 0)), ops.broadcast(bias, shape=(64, 48), axes=(1,)))
+    result = ops.add(ops.sub(ops.neg(moment), body.outputs[0]), rest)
+    function = lower(build("body", [*body.inputs, moment, turned, bias], [result]), "body", AVX512)
+    assert set(asked(function)) == {"in2"}
+
+
+def test_only_the_last_step_of_a_sum_asks_for_what_the_epilogue_reads() -> None:
+    body, _ = product("nn", DType.F32, 64, 48, 256)
+    weight = Value(TensorType(DType.F32, (64, 48)))
+    body = build("body", [*body.inputs, weight], [ops.sub(weight, body.outputs[0])])
+    chosen = replace(tiling.choose(*product("nn", DType.F32, 64, 48, 256), AVX512), steps=2, parts=1)
+    around = [
+        str(stmt.conditions[0])
+        for stmt in statements(lower(body, "body", AVX512, chosen).body)
+        if isinstance(stmt, If) and any(isinstance(inner, Prefetch) for inner in statements(stmt.body))
+    ]
+    assert any(re.fullmatch(r"s\d+-1>=0", condition) for condition in around)
+
+
+def test_an_operand_that_is_the_same_for_all_terms_has_no_lines_to_ask_for() -> None:
+    """The distance of its lines is 0: once a division by it."""
+    x, y = gx.placeholder("x", (1024,)), gx.placeholder("y", (1600, 64))
+    function = gx.compile([x, y], gx.matmul(gx.broadcast_to(x, (1600, 1024)).T, y))
+    assert np.all(function(np.ones(1024, np.float32), np.ones((1600, 64), np.float32)) == 1600)
+
+
+@pytest.mark.parametrize(
+    ("form", "shape", "dtype", "target"),
+    [
+        ("tn", (512, 513, 2048), DType.F32, AVX512),  # wider than high
+        ("tn", (512, 512, 1024), DType.F32, AVX512),  # the left operand is no larger than twice the cache
+        ("tn", (4096, 512, 512), DType.F32, AVX512),  # a sum of one piece
+        ("tn", (1024, 1024, 1600), DType.F32, AVX512),  # the panel's piece fits the cache
+        ("tn", (1040, 1040, 1600), DType.F32, AVX512),  # it does not: lines compete less, and more terms are kept
+        ("nt", (1024, 256, 1600), DType.F32, AVX512),
+        ("tn", (1024, 256, 1600), DType.F32, AVX2),  # vectors are shorter than a line
+        ("tn", (1024, 256, 1600), DType.I32, AVX512),
+    ],
+)
+def test_which_products_go_by_lines(form: str, shape: tuple[int, int, int], dtype: DType, target: Target) -> None:
+    roles = assign(axes_of(*product(form, dtype, *shape)), 1)
+    found = tiling._goes_by_lines(roles, dtype.itemsize, target)
+    assert found == (form == "tn" and target is AVX512 and shape in ((1024, 1024, 1600), (1024, 256, 1600)))
 
 
 def test_a_small_operand_across_a_deep_sum_is_fetched_for_every_strip() -> None:

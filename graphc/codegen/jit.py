@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import platform
@@ -96,13 +97,16 @@ class Compiling:
         self.modules: list[_Module] = []
         self.objects: list[bytes] = []
         self.waiting: queue.SimpleQueue[_Module | None] = queue.SimpleQueue()
-        self.helpers = [
-            threading.Thread(target=_emit_all, args=(self.waiting,), daemon=True) for _ in range(processors - 1)
-        ]
+        self.wanted, self.helpers = processors - 1, list[threading.Thread]()
 
     def __enter__(self) -> Compiling:
-        for helper in self.helpers:
-            helper.start()
+        for _ in range(self.wanted):
+            helper = threading.Thread(target=_emit_all, args=(self.waiting,), daemon=True)
+            try:
+                helper.start()
+            except RuntimeError:  # there are no more threads to be had, so fewer do the work
+                break
+            self.helpers.append(helper)
         return self
 
     def add(self, text: str) -> None:
@@ -110,13 +114,17 @@ class Compiling:
         self.modules.append(_Module(text, self.target))
         self.waiting.put(self.modules[-1])
 
-    def __exit__(self, *failure: object) -> None:
+    def __exit__(self, failed: object, *rest: object) -> None:
+        while failed and not self.waiting.empty():  # nobody will ask for it
+            with contextlib.suppress(queue.Empty):
+                self.waiting.get_nowait()
         for _ in range(len(self.helpers) + 1):
             self.waiting.put(None)
         _emit_all(self.waiting)
         for helper in self.helpers:
             helper.join()
-        self.objects = [module.take_object() for module in self.modules]
+        if not failed:
+            self.objects = [module.take_object() for module in self.modules]
 
     def link(self, symbols: Mapping[str, int]) -> Compiled:
         """All modules together, once they are made; `symbols` as in `compile`."""
@@ -137,6 +145,7 @@ class _Module:
         optimize(self.reference, self.machine)
         self.bitcode: bytes = self.reference.as_bitcode()
         self.buffer: int | None = None
+        self.failure = "no machine code: a thread failed"
 
     def emit(self) -> None:
         """Make the machine code, outside of llvmlite's lock.
@@ -146,12 +155,12 @@ class _Module:
         with ffi.OutputString() as error:
             self.buffer = _EMIT(self.machine, self.reference, 1, error)
             if not self.buffer:
-                raise LoweringError(f"no machine code: {error}")
+                self.failure = f"no machine code: {error}"
 
     def take_object(self) -> bytes:
         """The object file, once; the module is gone afterwards."""
         if self.buffer is None:
-            raise LoweringError("no machine code: a thread failed")
+            raise LoweringError(self.failure)
         start, size = ffi.lib.LLVMPY_GetBufferStart(self.buffer), ffi.lib.LLVMPY_GetBufferSize(self.buffer)
         found = ctypes.string_at(start, size)
         ffi.lib.LLVMPY_DisposeMemoryBuffer(self.buffer)

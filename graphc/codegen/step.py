@@ -44,8 +44,10 @@ def scratch_bytes(function: Function) -> int:
 
 
 def emit_kernels(functions: Iterable[Function], target: Target, *, threaded: bool = False) -> Iterator[str]:
-    """Modules with kernels, each of which can be compiled by itself. How they are divided follows from their text
-    alone. A check is what every thread does for itself."""
+    """Modules with kernels, each of which can be compiled by itself.
+
+    How they are divided follows from their text alone. A check is what every thread does for itself.
+    """
     module = Module(fma=target.fma)
     for function in functions:
         add(function, module, threaded=threaded and not returns_status(function))
@@ -59,8 +61,10 @@ def emit_kernels(functions: Iterable[Function], target: Target, *, threaded: boo
 def emit_entry(
     plan: Plan, kernels: Mapping[Node, Function], *, threaded: bool = False, offsets: enter.Offsets | None = None
 ) -> str:
-    """A module with the step, and where it is known how arrays are laid out a function that enters them
-    (`codegen.enter`)."""
+    """A module with the step, and where it is known how arrays are laid out a function that enters them.
+
+    See `codegen.enter`.
+    """
     way_in = enter.emit(offsets, threaded=threaded) if offsets else ""
     return emit_step(plan, kernels, threaded=threaded) + way_in
 

@@ -20,14 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.index import ZERO, Condition, Index, flatten, unflatten
-from graphc.ir.op import Elementwise
 from graphc.loops.apart import lies_apart, turn
-from graphc.loops.ir import Buffer, Expr, Function, Load, LoopKind, Space
+from graphc.loops.ir import Buffer, Const, Expr, Function, Load, LoopKind, Space
 from graphc.loops.nest import Group, blocks, collapse, identity, leading, size, spans_of, spread, walk
 from graphc.loops.pack import Prepare, block_panels, computed, in_place, panels
 from graphc.loops.point import Point, always, location, parameters
@@ -369,6 +368,11 @@ class _Kernel:
             with self.point.when((Condition(Index(count - 1) - position),)):
                 yield position
 
+    @property
+    def swept(self) -> list[Value]:
+        """The outputs that are stored tile by tile."""
+        return [value for value in self.body.outputs if value not in self.form.finals]
+
     # Tiles ---------------------------------------------------------------------------------------------------
 
     @property
@@ -419,30 +423,39 @@ class _Kernel:
             self.multiplier.each(tile, add)
 
     def await_epilogue(self, tile: Tile) -> None:
-        """Ask for what the epilogue reads of inputs as large as the result, where the schedule says so."""
-        point, form, cols = self.point, self.form, self.roles.cols
-        wanted: dict[Value, Index] = {}
-        for node in form.epilogue if self.schedule.early and cols else ():
-            if isinstance(node.op.kind, Elementwise) and node.output in form.placements:
-                here = place_in(form, node.output)
-                read = {v: flatten(here, v.type.extents) for v in node.inputs if v in self.body.inputs}
-                wanted |= {v: place for v, place in read.items() if cols and place.coefficient(cols.variable) == 1}
+        """Ask for what the epilogue reads side by side along the columns, where the schedule says so."""
 
         def ask(_row: Index, _column: Index, _lane: Index) -> None:
-            for value, place in wanted.items():
-                point.prefetch(point.buffers[value], place)
+            for value, place in self.awaited:
+                self.point.prefetch(self.point.buffers[value], place)
 
-        self.multiplier.each(tile, ask)
+        if self.awaited:
+            self.multiplier.each(tile, ask)
+
+    @cached_property
+    def awaited(self) -> list[tuple[Value, Index]]:
+        """Inputs that the epilogue reads, and where, as far as each row has its own and it lies along the columns."""
+        rows, cols, probe = self.roles.rows, self.roles.cols, Point(self.point.buffers)
+        if not self.schedule.early or rows is None or cols is None:
+            return []
+        probe.barriers[self.result] = always(Const(0, self.result.dtype))
+        for value in (*self.swept, *(node.inputs[0] for node in self.form.accumulations)):
+            probe.at(value, place_in(self.form, value))
+        step, found = Index(0, ((cols.variable, 1),)), dict.fromkeys((load.value, load.place) for load in probe.loads)
+        return [
+            (value, place)
+            for value, place in found
+            if place.depends_on(rows.variable) and not (place - step).depends_on(cols.variable)
+        ]
 
     def epilogue(self, acc: Buffer, tile: Tile, block: Index, results: Mapping[Value, Buffer]) -> None:
         """What is stored and added up for each element of a tile."""
         point, form = self.point, self.form
         sums = TileSums.open(self.multiplier, form, tile, self.partials)
-        swept = [value for value in self.body.outputs if value not in form.finals]
 
         def element(row: Index, column: Index, lane: Index) -> None:
             point.barriers[self.result] = lambda _: Load(acc, (row * tile.slots + column,))
-            values = [(value, point.at(value, place_in(form, value))) for value in swept]
+            values = [(value, point.at(value, place_in(form, value))) for value in self.swept]
             operands = ((node, node.inputs[0]) for node in form.accumulations)
             terms = {node: point.at(value, place_in(form, value)) for node, value in operands}
             for value, expr in values:

@@ -103,7 +103,7 @@ class ContractSchedule:
     steps    how often such a sum is put down and taken up again
     pack     1: copy the panel first, so that its vectors stand in a row; 2: strip by strip in each block; 0: do not
     ahead    rows further down whose elements of the left operand a tile asks for, term by term; 0: it does not
-    early    1: what the epilogue reads is asked for before the products
+    early    1: what the epilogue reads is asked for before the products, unless several parts of them come first
     fma      1: multiply and add with one rounding
     """
 

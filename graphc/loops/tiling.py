@@ -7,7 +7,7 @@ rows + vectors times for rows * vectors fmas, so it should be nearly square, cou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -76,14 +76,23 @@ class _Choice:
         itemsize = form.contraction.output.dtype.itemsize
         along = roles.depth[-1].extent if roles.dots else roles.width
         lanes = min(target.lanes(itemsize), 1 << (along - 1).bit_length()) if axis != NO_AXIS else 1
-        for cost, vectors, rows, unroll in (_dot_tiles if roles.dots else _tiles)(roles, lanes, itemsize, target):
+        by_lines = _goes_by_lines(roles, itemsize, target)
+        if roles.dots:
+            tiles = _dot_tiles(roles, lanes, itemsize, target)
+        else:
+            tiles = _tiles(roles, lanes, by_lines, itemsize, target)
+        for cost, vectors, rows, unroll in tiles:
             broad = vectors * (1 if roles.dots else lanes)
-            pack = PACK_NEVER if roles.dots else _packing(roles, rows, broad, itemsize, target)
-            is_large = pack == PACK_EACH or _is_across(roles, itemsize, target)
-            blocks = min(share(round(PER_CYCLE * cost * roles.copies)), BLOCKS if is_large else MOST_BLOCKS)
-            parts, steps = _pieces(roles, pack, broad, blocks, itemsize, target)
+            pack = PACK_NEVER if roles.dots or by_lines else _packing(roles, rows, broad, itemsize, target)
+            most = BLOCKS if pack == PACK_EACH or by_lines else MOST_BLOCKS
+            blocks = min(share(round(PER_CYCLE * cost * roles.copies)), most)
+            parts, steps = _pieces(roles, pack, by_lines, broad, blocks, itemsize, target)
             across = _is_cut_across(roles, pack, itemsize, target)
-            cuts = _row_parts(roles, rows, broad, pack, blocks, steps)
+            if by_lines:
+                strip = max(1, CACHE_LINE // (rows * itemsize))
+            else:
+                cuts = _row_parts(roles, rows, broad, pack, blocks, steps)
+                strip = _strip(roles, rows, pack, roles.deep // (parts * steps) * itemsize, cuts, target)
             schedule = ContractSchedule(
                 axis=axis,
                 lanes=lanes,
@@ -92,7 +101,7 @@ class _Choice:
                 unroll=unroll,
                 blocks=blocks,
                 across=int(across),
-                strip=_strip(roles, rows, pack, roles.deep // (parts * steps), itemsize, cuts, target),
+                strip=strip,
                 parts=parts,
                 steps=steps,
                 pack=pack,
@@ -109,12 +118,11 @@ def _aliased(stride: int) -> bool:
     return stride != 0 and stride % PAGE == 0
 
 
-def _tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[Cost]:
+def _tiles(roles: Roles, lanes: int, by_lines: bool, itemsize: int, target: Target) -> list[Cost]:
     """(cycles for one point of the batch, vectors, rows, 1) of the best tiles."""
     room = target.registers * 3 // 4
     walk, lines = _page_walks(roles, roles.left, itemsize), LINE_COST * _lines(roles, itemsize)
     widest = MOST_SHARED if roles.height >= FEWEST_ROWS and roles.deep > PIECE // 4 else MOST_VECTORS
-    is_across = _is_across(roles, itemsize, target)
     found = []
     for vectors in range(1, min(widest, room, -(-roles.width // lanes)) + 1):
         beside = (target.registers - 1) // vectors - 1  # rows, with a row of the panel and an element of the other
@@ -123,10 +131,11 @@ def _tiles(roles: Roles, lanes: int, itemsize: int, target: Target) -> list[Cost
             most = min(most, ASSOCIATIVE)
         whole = roles.rows is not None and roles.rows.parts and roles.height <= min(room // vectors, beside)
         heights = [roles.height] if whole else range(1, most + 1)  # of a product at constant places: any number
-        if is_across:
-            heights = [rows for rows in _line_rows(roles, itemsize, target) if rows <= most]
+        if by_lines:  # where lines compete, all loads of one that is late wait for it: fewer rows wait less
+            compete = _lines_kept(roles, itemsize, target) < PIECE
+            heights = [rows for rows in LINE_ROWS if rows <= most and not (compete and rows > LINE_ROWS[0])]
         for rows in heights:
-            far = min(roles.deep, PIECE) * vectors * lanes * itemsize > target.l1 // 2 and not is_across
+            far = min(roles.deep, PIECE) * vectors * lanes * itemsize > target.l1 // 2 and not by_lines
             found.append((_strips(roles, lanes, vectors, rows, walk + rows * lines, far), vectors, rows, 1))
     return sorted(found)[:CANDIDATES]
 
@@ -195,7 +204,7 @@ def _packing(roles: Roles, rows: int, broad: int, itemsize: int, target: Target)
     deep sum compete for their place in the cache, or the rows are so many that each strip is fetched again and again,
     strip by strip, which needs little room; likewise where it is not dense and each point of the batch has its own, or
     it is larger than the cache and the other operand is not. Otherwise beforehand: when it is not dense, or so large or
-    so aligned that it does not stay in the cache.
+    so aligned that it does not stay in the cache. (Not asked for products that go by lines.)
     """
     if roles.cols is None or roles.panel is roles.left:
         return PACK_NEVER
@@ -210,13 +219,8 @@ def _packing(roles: Roles, rows: int, broad: int, itemsize: int, target: Target)
     if roles.deep * max(pitches, default=0) > target.l2 // 2 and roles.panel_is_own:
         if _is_tall(roles):
             return PACK_FIRST
-        if _is_across(roles, itemsize, target):
-            return PACK_NEVER
-        return (
-            PACK_EACH
-            if _is_fetched_again(roles, itemsize, target) or (aliased and roles.height >= ROWS_TO_PACK)
-            else PACK_NEVER
-        )
+        is_worth_it = _is_fetched_again(roles, itemsize, target) or (aliased and roles.height >= ROWS_TO_PACK)
+        return PACK_EACH if is_worth_it else PACK_NEVER
     if aliased:
         return PACK_FIRST if roles.height >= 64 and roles.deep > 64 else PACK_NEVER
     return PACK_FIRST if itemsize * roles.deep * roles.width > target.l2 and roles.height >= 192 else PACK_NEVER
@@ -244,29 +248,33 @@ def _is_fetched_again(roles: Roles, itemsize: int, target: Target) -> bool:
     return roles.height * min(roles.deep, DEEPEST) * itemsize > 2 * target.l2
 
 
-def _is_across(roles: Roles, itemsize: int, target: Target) -> bool:
-    """Whether the lines of both operands lie across a deep sum, as a weight's gradient has it, and the left operand is
-    large and no smaller than the panel.
+def _lies_across(roles: Roles, itemsize: int, target: Target) -> bool:
+    """Whether lines of the left operand lie across the sum: one holds neighbouring rows of the result for one term.
 
-    A line of the left operand then holds several rows of the result for one term. A few tiles of rows pass over all
-    strips, so that it is fetched once; the panel, which is smaller, is fetched again.
+    For targets whose vectors are as long as a line; for others, nothing that follows from it has been found to pay.
     """
-    is_dense = roles.left.stride(roles.rows) == roles.panel.stride(roles.cols) == 1
-    is_high = roles.copies == 1 and roles.height >= roles.width and roles.deep > PIECE
-    return is_dense and is_high and _is_fetched_again(roles, itemsize, target)
+    pitch = min((abs(roles.left.stride(group)) for group in roles.depth), default=0) * itemsize
+    is_line = target.lanes(itemsize) * itemsize >= CACHE_LINE
+    return is_line and roles.left.stride(roles.rows) == 1 and pitch > CACHE_LINE and not roles.dots
 
 
-def _line_rows(roles: Roles, itemsize: int, target: Target) -> Sequence[int]:
-    """Rows of a tile that shares its lines: fewer where lines compete, as all loads from one that is late wait."""
-    return LINE_ROWS[: 1 if _lines_kept(roles, itemsize, target) < PIECE else None]
+def _goes_by_lines(roles: Roles, itemsize: int, target: Target) -> bool:
+    """Whether the rows of one line of the left operand pass over all strips of columns before the next line's rows.
+
+    For a deep sum across both operands, as a weight's gradient is one, of which the left is large and no smaller than
+    the panel: it is fetched once then. The panel is fetched again, so a piece of it must fit the cache.
+    """
+    if not _lies_across(roles, itemsize, target) or roles.panel.stride(roles.cols) != 1 or roles.copies > 1:
+        return False
+    is_high = roles.height >= roles.width and roles.deep > PIECE and _is_fetched_again(roles, itemsize, target)
+    return is_high and _lines_kept(roles, itemsize, target) * roles.width * itemsize <= target.l2
 
 
 def _ahead(roles: Roles, itemsize: int, target: Target) -> int:
-    """Rows of a cache line, where those of the left operand lie across the sum and it is larger than the first-level
-    cache: the next rows' lines are asked for then, as a processor that fetches ahead by itself stays within a page."""
-    pitch = min((abs(roles.left.stride(group)) for group in roles.depth), default=0) * itemsize
-    is_across = roles.left.stride(roles.rows) == 1 and pitch > CACHE_LINE and not roles.dots
-    return CACHE_LINE // itemsize if is_across and roles.height * roles.deep * itemsize > target.l1 else 0
+    """Rows of a line, if the first-level cache does not hold the left operand, whose lines lie across the sum: those of
+    the next rows are asked for, as a processor that fetches ahead by itself stays within a page."""
+    is_far = _lies_across(roles, itemsize, target) and roles.height * roles.deep * itemsize > target.l1
+    return CACHE_LINE // itemsize if is_far else 0
 
 
 def _lines_kept(roles: Roles, itemsize: int, target: Target) -> int:
@@ -296,14 +304,12 @@ def _row_parts(roles: Roles, rows: int, broad: int, pack: int, blocks: int, step
     return max(1, min(wanted, roles.height // rows // FEWEST_TILES))
 
 
-def _strip(roles: Roles, rows: int, pack: int, terms: int, itemsize: int, cuts: int, target: Target) -> int:
+def _strip(roles: Roles, rows: int, pack: int, piece: int, cuts: int, target: Target) -> int:
     """Tiles of rows that pass over a strip before the next: as many as the cache holds, in so many equal parts or more.
 
     Those of several points of the batch, where all of these have one panel, of which the cache holds no more.
     """
-    tiles, piece = roles.height // rows, terms * itemsize
-    if _is_across(roles, itemsize, target):
-        return max(1, CACHE_LINE // (rows * itemsize))
+    tiles = roles.height // rows
     if pack != PACK_EACH and roles.batch and roles.is_panel_shared and roles.width * piece > target.l2 // 2:
         each = prod(roles.left.source.type.extents) // (roles.copies * tiles) * roles.left.source.dtype.itemsize
         return max(tiles, target.l2 // 2 // max(1, each))
@@ -332,7 +338,9 @@ def _traffic(axes: Axes, roles: Roles, pack: int, broad: int, itemsize: int) -> 
     return cost + GATHER * roles.copies * roles.deep * roles.width * (not dense)
 
 
-def _pieces(roles: Roles, pack: int, broad: int, blocks: int, itemsize: int, target: Target) -> tuple[int, int]:
+def _pieces(
+    roles: Roles, pack: int, by_lines: bool, broad: int, blocks: int, itemsize: int, target: Target
+) -> tuple[int, int]:
     """(parts, steps): how a deep sum is cut.
 
     Into parts where there are too few strips for the blocks, or too many terms for one sum. Into steps where what is
@@ -340,12 +348,11 @@ def _pieces(roles: Roles, pack: int, broad: int, blocks: int, itemsize: int, tar
     of the other operand that would fill it.
     """
     parts = steps = 1
-    if _is_across(roles, itemsize, target):
+    if pack == PACK_EACH or by_lines:
         parts = max(1, min(MOST_PARTS, roles.deep // PIECE, -(-blocks // -(-roles.width // broad))))
-        steps = -(-roles.deep // (parts * _lines_kept(roles, itemsize, target)))
-    elif pack == PACK_EACH:
-        parts = max(1, min(MOST_PARTS, roles.deep // PIECE, -(-blocks // -(-roles.width // broad))))
-        if roles.height * roles.deep // parts * itemsize > target.l2:
+        if by_lines:
+            steps = -(-roles.deep // (parts * _lines_kept(roles, itemsize, target)))
+        elif roles.height * roles.deep // parts * itemsize > target.l2:
             steps = round(roles.deep / parts / PIECE)
     elif roles.deep <= DEEPEST or (roles.dots and roles.deep <= 16 * DEEPEST):
         pitches = [abs(roles.panel.stride(group)) * itemsize for group in roles.depth]

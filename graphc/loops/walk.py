@@ -59,7 +59,7 @@ def written(body: Iterable[Stmt]) -> set[Buffer]:
 
 
 def read(body: Iterable[Stmt]) -> set[Buffer]:
-    """Buffers that are read; a reduction reads its target."""
+    """Buffers that are read; a reduction reads its target, and what is asked for beforehand is not read yet."""
     found: set[Buffer] = set()
     for stmt in statements(body):
         match stmt:
