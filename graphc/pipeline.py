@@ -103,8 +103,8 @@ def build(graph: Graph, sizes: Mapping[str, int], threads: int | None = 1) -> Co
             compiling.add(text)
         plan = make(fused, {node: code.scratch_bytes(function) for node, function in functions.items()}, threads)
         compiling.add(code.emit_entry(plan, functions, threaded=threads > 1, offsets=OFFSETS))
-        given = symbols(threads)
-    compiled = compiling.link(given)
+        team = symbols(threads)  # which are compiled at their first use: while others are still busy
+    compiled = compiling.link(team)
     found = Compilation(stages, ledger, plan, functions, Executable(plan, functions, compiled, threads))
     _report(found, "".join(f".{name}{size}" for name, size in sizes.items()))
     return found

@@ -685,6 +685,7 @@ def test_an_error_while_modules_are_made_is_the_one_that_is_seen(monkeypatch: py
             compiling.add(FORTY_TWO)
         raise ValueError("the reason")
     assert len(made) < 20 and threading.active_count() == threads
+    assert all(module.reference.closed for module in compiling.modules)  # before its context, which then is closed, too
 
 
 def test_fewer_threads_compile_where_no_more_are_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

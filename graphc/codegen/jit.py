@@ -123,8 +123,11 @@ class Compiling:
         _emit_all(self.waiting)
         for helper in self.helpers:
             helper.join()
-        if not failed:
-            self.objects = [module.take_object() for module in self.modules]
+        try:
+            self.objects = [] if failed else [module.object_file() for module in self.modules]
+        finally:
+            for module in self.modules:
+                module.close()
 
     def link(self, symbols: Mapping[str, int]) -> Compiled:
         """All modules together, once they are made; `symbols` as in `compile`."""
@@ -157,17 +160,20 @@ class _Module:
             if not self.buffer:
                 self.failure = f"no machine code: {error}"
 
-    def take_object(self) -> bytes:
-        """The object file, once; the module is gone afterwards."""
-        if self.buffer is None:
+    def object_file(self) -> bytes:
+        """The object file. Raises LoweringError where there is none."""
+        if not self.buffer:
             raise LoweringError(self.failure)
         start, size = ffi.lib.LLVMPY_GetBufferStart(self.buffer), ffi.lib.LLVMPY_GetBufferSize(self.buffer)
-        found = ctypes.string_at(start, size)
-        ffi.lib.LLVMPY_DisposeMemoryBuffer(self.buffer)
-        self.buffer = None
+        return ctypes.string_at(start, size)
+
+    def close(self) -> None:
+        """Give back LLVM's memory."""
+        if self.buffer:
+            ffi.lib.LLVMPY_DisposeMemoryBuffer(self.buffer)
+            self.buffer = None
         self.reference.close()
         self.context.close()  # after the module, which the garbage collector would not know
-        return found
 
 
 def _emit_all(waiting: queue.SimpleQueue[_Module | None]) -> None:
