@@ -7,7 +7,7 @@ rows + vectors times for rows * vectors fmas, so it should be nearly square, cou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -26,7 +26,8 @@ VARIANT_COST = 0.01  # of the time, for each further shape of tile: each is comp
 MOST_ROWS = {1: 16, 2: 8, 3: 8}  # by vectors side by side; with more rows their addresses no longer fit the registers
 MOST_VECTORS = 16
 MOST_SHARED = 4  # of a strip that many tiles read again: it should stay in the cache
-LINE_ROWS = (4, 8)  # of a tile that shares lines of the left operand with the next ones: they begin and end together
+LINE_ROWS = (4, 8)  # of a tile that shares lines of the left operand with the next ones
+LINE_TILE, NEAR_ROWS = 16, 4  # sums of a tile that has whole lines, and rows of the panel on a page that it needs
 PAGES = 32  # that the processor can address at once
 PAGE_WALK = 1.0  # cycles to come to another page, which are mostly hidden
 ALIASED_WALK = 3.0  # the same where its lines compete with those of the page before
@@ -131,13 +132,25 @@ def _tiles(roles: Roles, lanes: int, by_lines: bool, itemsize: int, target: Targ
             most = min(most, ASSOCIATIVE)
         whole = roles.rows is not None and roles.rows.parts and roles.height <= min(room // vectors, beside)
         heights = [roles.height] if whole else range(1, most + 1)  # of a product at constant places: any number
-        if by_lines:  # where lines compete, all loads of one that is late wait for it: fewer rows wait less
-            compete = _lines_kept(roles, itemsize, target) < PIECE
-            heights = [rows for rows in LINE_ROWS if rows <= most and not (compete and rows > LINE_ROWS[0])]
+        if by_lines:
+            heights = [rows for rows in _line_heights(roles, vectors, itemsize, target) if rows <= most]
         for rows in heights:
             far = min(roles.deep, PIECE) * vectors * lanes * itemsize > target.l1 // 2 and not by_lines
             found.append((_strips(roles, lanes, vectors, rows, walk + rows * lines, far), vectors, rows, 1))
     return sorted(found)[:CANDIDATES]
+
+
+def _line_heights(roles: Roles, vectors: int, itemsize: int, target: Target) -> Sequence[int]:
+    """Rows of a tile of a product that goes by lines: they begin and end together.
+
+    All of a line, so that it is fetched once, where the panel's rows stand so close that a processor fetches them ahead
+    by itself; the tile is narrow then. Elsewhere fewer, above all where lines compete: all loads of one that is late
+    wait for it.
+    """
+    line = CACHE_LINE // itemsize
+    if NEAR_ROWS * abs(roles.panel.stride(roles.depth[-1])) * itemsize <= PAGE:
+        return (line,) if vectors * line <= LINE_TILE else ()
+    return LINE_ROWS[:1] if _lines_kept(roles, itemsize, target) < PIECE else LINE_ROWS
 
 
 def _page_walks(roles: Roles, operand: Operand, itemsize: int) -> float:

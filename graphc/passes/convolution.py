@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from graphc import ops
 from graphc.ir.graph import Node, Value
 from graphc.ops.contraction import letters
+from graphc.passes.fold import number_of
 from graphc.passes.rewrite import made_by
 
 
@@ -79,6 +80,35 @@ def slice_of_contract(node: Node) -> Value | None:
         found = [ranges.get(c, (0, extent)) for c, extent in zip(part, value.shape)]
         operands.append(part_of(value, found))
     return ops.contract(*operands, spec=inner.attrs["spec"])
+
+
+def contract_of_zeros(node: Node) -> Value | None:
+    """contract(a, concat(0, b)) = contract(slice(a), b) where the sum is over the axis that was made longer
+
+    As in `phases`, zeros that the program puts in are not multiplied: what they would meet is not looked at, so that
+    a NaN there is not passed on.
+    """
+    *parts, result = letters(node.attrs["spec"])
+    for one, other in ((0, 1), (1, 0)):
+        longer = made_by(node.inputs[one], "concat")
+        letter = parts[one][longer.attrs["axis"]] if longer else ""
+        if longer is None or letter in result:
+            continue
+        axis, pieces = longer.attrs["axis"], list(longer.inputs)
+        first = last = 0
+        while len(pieces) > 1 and number_of(pieces[0]) == 0:
+            first += pieces.pop(0).shape[axis]
+        while len(pieces) > 1 and number_of(pieces[-1]) == 0:
+            last += pieces.pop().shape[axis]
+        if len(pieces) == len(longer.inputs):
+            continue
+        operands = list(node.inputs)
+        operands[one] = ops.concat(*pieces, axis=axis) if len(pieces) > 1 else pieces[0]
+        a = operands[other]
+        ranges = [(first, n - last) if c == letter else (0, n) for c, n in zip(parts[other], a.shape, strict=True)]
+        operands[other] = part_of(a, ranges)
+        return ops.contract(*operands, spec=node.attrs["spec"])
+    return None
 
 
 def slice_of_windows(node: Node) -> Value | None:

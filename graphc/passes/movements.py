@@ -15,6 +15,7 @@ from graphc.ir.graph import Node, Value, apply
 from graphc.ir.op import Elementwise
 from graphc.ops.contraction import letters
 from graphc.passes.convolution import (
+    contract_of_zeros,
     slice_of_contract,
     slice_of_pad,
     slice_of_slice,
@@ -208,7 +209,7 @@ SIMPLIFICATIONS: dict[str, tuple[Simplification, ...]] = {
     "pad": (same,),
     "reverse": (same,),
     "broadcast": (same, broadcast_twice, broadcast_of_ones),
-    "contract": (contract_of_transpose,),
+    "contract": (contract_of_transpose, contract_of_zeros),
     "add": (sum_of_pads,),
     "reduce_sum": (sum_of_unwindows, reduce_nothing, sum_of_negated, sum_of_sum, sum_of_deviations, sum_after_sum),
     "reduce_max": (reduce_nothing,),

@@ -31,8 +31,13 @@ def merge_scans(graph: Graph) -> Graph:
     """Make scans of the same operands, whose carries go through the same values, one scan with the results of all.
 
     Before: `%0, %1 = scan %c, %x` whose step returns `%y`, `%2, %3 = scan %c, %x` with the same step that returns `%z`.
-    After: `%0, %1, %2 = scan %c, %x`, whose step returns `%y, %z`.
+    After: `%0, %1, %2 = scan %c, %x`, whose step returns `%y, %z`; and then as `slim_scans`, so that what is known of
+    old carries outside of the scan is there to be simplified.
     """
+    return slim_scans(_merged(graph))
+
+
+def _merged(graph: Graph) -> Graph:
     while True:
         groups: dict[Hashable, list[Node]] = {}
         for node in graph.nodes:
