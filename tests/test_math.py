@@ -30,7 +30,7 @@ def compiled(op: str, operands: tuple[DType, ...], result: DType, lanes: int, ta
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRAPHC_TARGET", target)
         try:
-            module = Module(fma=jit.host_target().fma)
+            module = Module(jit.host_target())
         except ArgumentError as error:
             pytest.skip(str(error))
         body = Body(module)

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Sequence
 
 from graphc.ir.types import DType
+from graphc.loops.target import Target
 
 _REGISTER = {DType.F32: "float", DType.F64: "double", DType.I32: "i32", DType.I64: "i64", DType.BOOL: "i1"}
 _MEMORY = {**_REGISTER, DType.BOOL: "i8"}
@@ -59,8 +60,10 @@ def _scalar_constant(value: float | int | bool, dtype: DType) -> str:
 class Module:
     """What the functions of one module share: declarations, constant tables and internal functions, each once."""
 
-    def __init__(self, *, fma: bool = True) -> None:
-        self.fma = fma  # whether a fused multiply-add is an instruction of the target
+    def __init__(self, target: Target | None = None) -> None:
+        """Without a target for what has no vectors."""
+        self.fma = target is None or target.fma  # whether a fused multiply-add is an instruction
+        self.lanes = target.lanes_f32 if target else 1
         self._declarations: dict[str, None] = {}
         self._definitions: dict[str, str] = {}
         self._functions: list[str] = []

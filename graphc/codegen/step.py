@@ -48,12 +48,12 @@ def emit_kernels(functions: Iterable[Function], target: Target, *, threaded: boo
 
     How they are divided follows from their text alone. A check is what every thread does for itself.
     """
-    module = Module(fma=target.fma)
+    module = Module(target)
     for function in functions:
         add(function, module, threaded=threaded and not returns_status(function))
         if module.size >= MODULE_SIZE:
             yield str(module)
-            module = Module(fma=target.fma)
+            module = Module(target)
     if module.size:
         yield str(module)
 
