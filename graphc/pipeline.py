@@ -26,6 +26,7 @@ from graphc.loops.lower import lower
 from graphc.loops.target import Target
 from graphc.passes import manager  # with all passes
 from graphc.plan import Plan, make, shares_of
+from graphc.runtime.builtin import ONE_AT_A_TIME
 from graphc.runtime.executable import Executable, symbols
 from graphc.runtime.memory import OFFSETS
 from graphc.runtime.team import available
@@ -83,6 +84,7 @@ class Compilation:
 # Seconds of a step on one processor from which all share it. Where another process keeps one of two processors busy, a
 # shared step of ten kernels loses some 0.2 ms: as much as it gains where both are free.
 WORTH_SHARING = 0.5e-3
+BRIEF = 100e-6  # of a step that keeps the interpreter, as letting go of it takes longer than others would gain
 _OPERATIONS, _BYTES = 100e9, 20e9  # that one processor does and moves in a second, about
 
 
@@ -91,21 +93,24 @@ def build(graph: Graph, sizes: Mapping[str, int], threads: int | None = 1) -> Co
     target = host_target()
     stages = {"graph": graph, "bind": bind(graph, sizes)}
     fused, ledger = manager.run(stages["bind"], passes_for(stages["bind"]), observe=stages.__setitem__)
+    seconds = _seconds(manager.work(fused))
     if threads is None:
-        threads = available() if _seconds(manager.work(fused)) >= WORTH_SHARING else 1
+        threads = available() if seconds >= WORTH_SHARING else 1
     functions: dict[Node, Function] = {}
     kernels = lowered(fused, target, functions)
     if threads > 1 and not any(isinstance(node.op.kind, Scan) and shares_of(node, threads) > 1 for node in fused.nodes):
         is_shared, kernels = _look_ahead(is_divided, kernels)
         threads = threads if is_shared else 1
+    brief = threads == 1 and seconds < BRIEF and ONE_AT_A_TIME
     with Compiling(available()) as compiling:  # others begin with the first kernels while the next are being lowered
         for text in code.emit_kernels(kernels, target, threaded=threads > 1):
             compiling.add(text)
         plan = make(fused, {node: code.scratch_bytes(function) for node, function in functions.items()}, threads)
-        compiling.add(code.emit_entry(plan, functions, threaded=threads > 1, offsets=OFFSETS))
+        compiling.add(code.emit_entry(plan, functions, threaded=threads > 1, offsets=OFFSETS, runs=brief))
         team = symbols(threads)  # which are compiled at their first use: while others are still busy
     compiled = compiling.link(team)
-    found = Compilation(stages, ledger, plan, functions, Executable(plan, functions, compiled, threads))
+    executable = Executable(plan, functions, compiled, threads, brief)
+    found = Compilation(stages, ledger, plan, functions, executable)
     _report(found, "".join(f".{name}{size}" for name, size in sizes.items()))
     return found
 

@@ -3,8 +3,10 @@ code looks at."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import signal
+import sys
 import threading
 import weakref
 from typing import Any
@@ -13,12 +15,23 @@ import numpy as np
 import pytest
 
 import graphc as gx
+from graphc import pipeline
+from graphc.codegen import builtin as code
+from graphc.codegen import jit
 from graphc.errors import FeedError, FeedTypeError, IndexRangeError, StateError
 from graphc.frontend.state import State
+from graphc.runtime.builtin import builtin
 from graphc.runtime.team import team
 
 Array = np.ndarray[Any, Any]
 MODES = ["native", "interpret", "check"]
+
+
+@pytest.fixture(autouse=True, params=[pipeline.BRIEF, 0.0], ids=["brief", "long"])
+def brief(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether steps as short as those here keep the interpreter: they go other ways."""
+    monkeypatch.setattr(pipeline, "BRIEF", request.param)
+    return bool(request.param)
 
 
 class Problem:
@@ -354,3 +367,65 @@ def test_python_threads_may_call_one_step() -> None:
     for worker in workers:
         worker.join()
     assert count.data == 800 and not wrong
+
+
+# Brief steps -----------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_brief_where_it_is_short_and_one_threads(brief: bool) -> None:
+    x = gx.placeholder("x", ("n",))
+    for n, threads, short in ((1000, 1, True), (3_000_000, 1, False), (200_000, 2, False)):
+        executable = gx.compile([x], gx.exp(x), threads=threads).compilation(n=n).executable
+        assert executable.brief == (brief and short)
+
+
+@pytest.mark.parametrize("way", ["bound", "called"])
+def test_a_step_waits_for_whoever_uses_the_arena(way: str) -> None:
+    problem = Problem()
+    problem.step(problem.x, problem.index)
+    run = problem.step.bind(problem.x, problem.index)
+    call = {"bound": run, "called": lambda: problem.step(problem.x, problem.index)}[way]
+    worker = threading.Thread(target=call)
+    with problem.step.compilation(batch=5).executable.alone():  # as a step is that lets go of the interpreter
+        worker.start()
+        worker.join(0.05)
+        assert worker.is_alive() and problem.weight.data[0, 0] == 0.5 * 1.25
+    worker.join()
+    assert problem.weight.data[0, 0] == 0.5 * 1.25**2
+
+
+def test_an_epoch_and_brief_steps_share_an_arena() -> None:
+    x, total = gx.placeholder("x", ("n",)), gx.Parameter(np.zeros((), np.float32), "total")
+    step = gx.compile(
+        [x], gx.sum(gx.exp(x) * x), updates={total: total + 1}
+    )  # exp is kept in the arena for nobody else
+    data, one = np.zeros(40_000, np.float32), np.ones(40, np.float32)
+    run, wrong = step.bind(one), list[float]()
+
+    def work() -> None:
+        wrong.extend(found for found in (float(run()) for _ in range(2000)) if abs(found - 40 * np.e) > 1e-3)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    for _ in range(3):
+        assert not step.epoch(data, batch_size=40).any()
+    worker.join()
+    assert not wrong and total.data == 2000 + 3 * 1000
+
+
+def test_a_builtin_returns_a_number_or_none_and_keeps_nothing() -> None:
+    source = "define i64 @look(ptr %words) {\n  %n = load i64, ptr %words\n  ret i64 %n\n}\n"
+    compiled = jit.compile(source)
+    words, busy = (ctypes.c_int64 * 3)(), ctypes.c_int64()
+    function = builtin(
+        compiled.address("look"), ctypes.addressof(words), ctypes.addressof(busy), ctypes.addressof(words) + 8
+    )
+    given = object()
+    before = sys.getrefcount(None), sys.getrefcount(given)
+    assert [function(given, None) for _ in range(1000)] == [None] * 1000
+    assert abs(sys.getrefcount(None) - before[0]) < 100 and sys.getrefcount(given) == before[1]
+    assert list(words) == [0, id(given), id(None)]
+    words[0] = 77
+    assert function() == 77
+    busy.value = 1
+    assert function(None, given) == code.IN_USE and words[1] == id(given)

@@ -243,15 +243,34 @@ def test_a_deep_sum_is_cut_into_steps_where_what_is_read_again_would_leave_the_c
 
 @pytest.mark.parametrize(
     ("shape", "rows", "piece"),
-    [((1024, 256, 1600), 4, 170), ((768, 192, 1024), 8, 512), ((512, 256, 2048), 4, 341)],
-    ids=["a page apart", "in few each other's places", "half a page apart"],
+    [
+        ((1024, 320, 1600), 4, 170),
+        ((768, 320, 1024), 8, 512),
+        ((512, 512, 2048), 4, 341),
+        ((1024, 256, 1600), 16, 170),
+        ((768, 192, 1024), 16, 512),
+    ],
+    ids=["a page apart", "in few each other's places", "half a page apart", "a page, narrow", "narrow"],
 )
 def test_a_large_operand_across_a_deep_sum_is_fetched_once(shape: tuple[int, int, int], rows: int, piece: int) -> None:
-    """The rows of one of its lines pass over all strips; pieces of the sum are as long as the cache has places for."""
+    """The rows of one of its lines pass over all strips; pieces of the sum are as long as the cache has places for.
+
+    One tile has all of a line's rows where those of the panel stand close.
+    """
     chosen = tiling.choose(*product("tn", DType.F32, *shape), AVX512)
     assert (chosen.axis, chosen.pack, chosen.rows) == (1, schedule.PACK_NEVER, rows)
     assert chosen.rows * chosen.strip == 16
     assert shape[2] // (chosen.parts * chosen.steps) <= piece < 2 * shape[2] // (chosen.parts * chosen.steps)
+
+
+def test_whole_lines_are_fetched_where_vectors_are_full_and_the_panel_is_near() -> None:
+    """Of a product whose larger operand is a megabyte, or which has to be stored transposed, too."""
+    rows = {
+        shape: tiling.choose(*product("tn", DType.F32, *shape), AVX512).rows
+        for shape in ((128, 128, 2048), (128, 112, 2048), (128, 65, 2048), (128, 128, 1024), (128, 512, 2048))
+    }
+    assert list(rows.values()) == [16, 16, 6, 8, 16]
+    assert tiling.choose(*product("tn", DType.F64, 512, 128, 2048), AVX512).rows == 8
 
 
 def test_lines_of_the_left_operand_are_asked_for_where_they_lie_across_the_sum() -> None:

@@ -1,7 +1,7 @@
 """The way into a step: NumPy's arrays are looked at, their addresses entered in the table, and the step is run.
 
     i64 enter(ptr call)       MISFIT where an array is not what the step was compiled for; nothing has been done then.
-                              Else what the step returns; for a step of several threads 0, and it has yet to be run.
+                              Else what the step returns, or 0 where it has yet to be run.
 
 `call` is a block of words (the numbers below). Objects are read as NumPy's C interface lays them out; `offsets` says
 where. An array fits when it is NumPy's own type (no subclass), of the dtype and the extents that it should be,
@@ -55,9 +55,9 @@ def offsets_behind(head: int) -> Offsets:
     return Offsets(kind=head - 8, data=head, rank=head + 8, extents=head + 16, dtype=head + 40, flags=head + 48)
 
 
-def emit(offsets: Offsets, *, threaded: bool) -> str:
-    """The function's text, for a module with the step."""
-    run = "ret i64 0" if threaded else "%status = call i64 @step(ptr %table)\n  ret i64 %status"
+def emit(offsets: Offsets, *, runs: bool) -> str:
+    """The function's text, for a module with the step, which it runs or not."""
+    run = "ret i64 0" if not runs else "%status = call i64 @step(ptr %table)\n  ret i64 %status"
     return f"""define i64 @{NAME}(ptr %call) {{
 entry:
 {word("inputs", "call", INPUTS)}

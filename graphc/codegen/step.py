@@ -59,13 +59,18 @@ def emit_kernels(functions: Iterable[Function], target: Target, *, threaded: boo
 
 
 def emit_entry(
-    plan: Plan, kernels: Mapping[Node, Function], *, threaded: bool = False, offsets: enter.Offsets | None = None
+    plan: Plan,
+    kernels: Mapping[Node, Function],
+    *,
+    threaded: bool = False,
+    offsets: enter.Offsets | None = None,
+    runs: bool = False,
 ) -> str:
-    """A module with the step, and where it is known how arrays are laid out a function that enters them.
+    """A module with the step, and where it is known how arrays are laid out a function that enters them, and runs it.
 
     See `codegen.enter`.
     """
-    way_in = enter.emit(offsets, threaded=threaded) if offsets else ""
+    way_in = enter.emit(offsets, runs=runs) if offsets else ""
     return emit_step(plan, kernels, threaded=threaded) + way_in
 
 

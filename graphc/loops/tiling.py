@@ -59,15 +59,16 @@ Cost = tuple[float, int, int, int]
 
 
 def choose(body: Graph, form: Contract, target: Target) -> ContractSchedule:
-    """The schedule for a body of this form."""
+    """The schedule for a body of this form: the cheapest, of those that fetch whole lines where some do."""
     axes = axes_of(body, form)
     found = [choice for axis in candidates(axes) for choice in _Choice.of(axes, axis, form, target)]
-    return min(found, key=lambda choice: choice.cost).schedule
+    return min(found, key=lambda choice: (not choice.whole_lines, choice.cost)).schedule
 
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
     cost: float
+    whole_lines: bool  # tiles have all rows of a line of the left operand
     schedule: ContractSchedule
 
     @staticmethod
@@ -111,7 +112,7 @@ class _Choice:
                 fma=int(target.fma),
             )
             total = cost * roles.copies * _uneven(roles, schedule, broad)
-            yield _Choice(total + _traffic(axes, roles, pack, broad, itemsize), schedule)
+            yield _Choice(total + _traffic(axes, roles, pack, broad, itemsize), by_lines and strip == 1, schedule)
 
 
 def _aliased(stride: int) -> bool:
@@ -143,12 +144,11 @@ def _tiles(roles: Roles, lanes: int, by_lines: bool, itemsize: int, target: Targ
 def _line_heights(roles: Roles, vectors: int, itemsize: int, target: Target) -> Sequence[int]:
     """Rows of a tile of a product that goes by lines: they begin and end together.
 
-    All of a line, so that it is fetched once, where the panel's rows stand so close that a processor fetches them ahead
-    by itself; the tile is narrow then. Elsewhere fewer, above all where lines compete: all loads of one that is late
-    wait for it.
+    All of a line where that is best; elsewhere few, above all where lines compete: all loads of one that is late wait
+    for it.
     """
     line = CACHE_LINE // itemsize
-    if NEAR_ROWS * abs(roles.panel.stride(roles.depth[-1])) * itemsize <= PAGE:
+    if _takes_whole_lines(roles, itemsize, target):
         return (line,) if vectors * line <= LINE_TILE else ()
     return LINE_ROWS[:1] if _lines_kept(roles, itemsize, target) < PIECE else LINE_ROWS
 
@@ -279,8 +279,20 @@ def _goes_by_lines(roles: Roles, itemsize: int, target: Target) -> bool:
     """
     if not _lies_across(roles, itemsize, target) or roles.panel.stride(roles.cols) != 1 or roles.copies > 1:
         return False
-    is_high = roles.height >= roles.width and roles.deep > PIECE and _is_fetched_again(roles, itemsize, target)
+    size = roles.height * min(roles.deep, DEEPEST) * itemsize
+    is_large = size >= target.l2 if _takes_whole_lines(roles, itemsize, target) else size > 2 * target.l2
+    is_high = roles.height >= roles.width and roles.deep > PIECE and is_large
     return is_high and _lines_kept(roles, itemsize, target) * roles.width * itemsize <= target.l2
+
+
+def _takes_whole_lines(roles: Roles, itemsize: int, target: Target) -> bool:
+    """Whether a tile of a product that goes by lines has all rows of one, so that it is fetched for one tile only.
+
+    Such a tile is narrow. So the panel's rows must stand close, several on a page, where a processor fetches them ahead
+    by itself, and divide into full vectors.
+    """
+    is_near = NEAR_ROWS * abs(roles.panel.stride(roles.depth[-1])) * itemsize <= PAGE
+    return is_near and roles.width % target.lanes(itemsize) == 0
 
 
 def _ahead(roles: Roles, itemsize: int, target: Target) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 
 from graphc.errors import FeedError, FeedTypeError
 from graphc.ir.types import TensorType
+from graphc.runtime.builtin import builtin
 from graphc.runtime.executable import Executable
 from graphc.runtime.memory import address
 from graphc.runtime.state import Held
@@ -53,19 +54,33 @@ def native_run(
     """A step of an executable with a table of its own, as a function; whoever calls it keeps the arrays alive."""
     entered, run, lock = held.arrays(), executable.run, executable.lock
     table = executable.new_table((*inputs, *entered, *outputs))
-    place = ctypes.addressof(table)
+    place, has_state = ctypes.addressof(table), bool(entered)
+
+    def renew() -> None:
+        nonlocal entered
+        arrays = held.arrays()
+        table[executable.states] = [address(array) for array in arrays]
+        entered = arrays  # last: from here on others take the table as it is
 
     def step() -> None:
-        nonlocal entered
         with lock:
             if held.arrays() is not entered:
-                entered = held.arrays()
-                table[executable.states] = [address(array) for array in entered]
+                renew()
             failed = run(place)
             if failed:
                 raise executable.failure(failed, table)
 
-    return step
+    if not executable.brief:
+        return step
+    at_once = builtin(executable.step, place, ctypes.addressof(executable.busy))
+
+    def brief_step() -> None:
+        if has_state and held.arrays() is not entered:
+            renew()
+        if at_once() is not None:  # the arena is in use, or a check has failed, and nothing has been done
+            step()
+
+    return brief_step
 
 
 def outputs_of(

@@ -16,6 +16,7 @@ import numpy as np
 
 from graphc.codegen import enter as code
 from graphc.ir.graph import Value
+from graphc.runtime.builtin import builtin
 from graphc.runtime.executable import Executable
 from graphc.runtime.memory import address
 from graphc.runtime.state import Held
@@ -29,12 +30,11 @@ def entrance(executable: Executable, held: Held, single: bool) -> Entrance | Non
 
     Otherwise it returns the outputs, new arrays or numbers: the only one if `single`. None where there is no such way.
     """
-    native = executable.enter
-    if native is None:
+    if not executable.way_in:
         return None
     graph, wanted, empty = executable.plan.graph, executable.results, np.empty
     inputs, states, outputs = len(graph.inputs), len(graph.state), len(wanted)
-    is_shared, is_number = executable.threads > 1, [not extents for extents, _ in wanted]
+    brief, is_number = executable.brief, [not extents for extents, _ in wanted]
     table: Any = executable.new_table()
     run, lock, state = executable.run, executable.lock, tuple[Array, ...]()
     ranges = slice(end := code.OBJECTS + inputs + outputs, end + 2 * states)
@@ -44,40 +44,41 @@ def entrance(executable: Executable, held: Held, single: bool) -> Entrance | Non
     memory, looks = here + 8 * ranges.start, here + 8 * ranges.stop
     call[ranges.stop :] = records
     call[: code.OBJECTS] = [inputs, outputs, states, looks, memory if graph.next else 0, id(np.ndarray), place]
+    busy, objects = ctypes.addressof(executable.busy), here + 8 * code.OBJECTS
+    look = builtin(executable.way_in, here, busy, objects)  # and run, where that is brief
 
-    def renew() -> tuple[Array, ...]:
+    def renew() -> None:
+        nonlocal state
         arrays = held.arrays()
         executable.take(arrays)
         table[executable.states] = starts = [address(array) for array in arrays]
         ends = [start + array.nbytes for start, array in zip(starts, arrays, strict=True)]
         call[ranges] = list(chain.from_iterable(zip(starts, ends, strict=True)))
-        return arrays
+        state = arrays  # last: from here on others take the table as it is
 
     def enter(args: tuple[Any, ...]) -> Any:
-        nonlocal state
         if len(args) != inputs:
             return None
-        results, slot = [], code.OBJECTS
-        with lock:
+        results = []
+        try:
+            for extents, dtype in wanted:
+                results.append(empty(extents, dtype))
+        except (MemoryError, ValueError):  # too large; who comes next says so
+            return None
+        if brief:
             if held.arrays() is not state:
-                state = renew()
-            for array in args:
-                call[slot] = id(array)
-                slot += 1
-            try:
-                for extents, dtype in wanted:
-                    results.append(array := empty(extents, dtype))
-                    call[slot] = id(array)
-                    slot += 1
-            except (MemoryError, ValueError):  # too large; who comes next says so
+                renew()
+            if look(*args, *results) is not None:  # who comes next converts, waits, or says what is wrong
                 return None
-            status = native(here)
-            if is_shared and not status:
-                status = run(place)
-            if status:
-                if status == code.MISFIT:
+        else:
+            with lock:
+                if held.arrays() is not state:
+                    renew()
+                if look(*args, *results) is not None:
                     return None
-                raise executable.failure(status, table)
+                failed = run(place)
+                if failed:
+                    raise executable.failure(failed, table)
         if single:
             return results[0][()] if is_number[0] else results[0]
         return tuple([array[()] if number else array for array, number in zip(results, is_number)])

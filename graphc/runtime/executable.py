@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,21 +32,30 @@ from graphc.runtime.memory import OFFSETS, address, aligned_bytes, empty_arrays
 
 Array = np.ndarray[Any, Any]
 _STEP = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
+_BRIEF_STEP = ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)  # the interpreter waits, so other threads do
 Run = Callable[[int], int]  # of a step on the table at an address
 Table = ctypes.Array[ctypes.c_uint64]
 
 
 class Executable:
-    """Native code for `plan`, in which call node n runs `kernels[n]`, by `threads` threads."""
+    """Native code for `plan`, in which call node n runs `kernels[n]`, by `threads` threads.
 
-    def __init__(self, plan: Plan, kernels: Mapping[Node, Function], compiled: Compiled, threads: int = 1) -> None:
+    A `brief` step, of one thread, is over before the interpreter could be given to another Python thread and taken
+    back: it keeps it, and needs no lock. `busy` is not 0 while something that does let go of it uses the arena.
+    """
+
+    def __init__(
+        self, plan: Plan, kernels: Mapping[Node, Function], compiled: Compiled, threads: int = 1, brief: bool = False
+    ) -> None:
         self.plan, self.kernels, self.compiled, self.threads = plan, kernels, compiled, threads
         self.arena = aligned_bytes(plan.arena_bytes, plan.graph.name)
         self.constants = [aligned_copy(literal.array) for literal in plan.constants]
         self.results = [(value.type.extents, value.dtype.numpy) for value in plan.graph.outputs]
         self.step = compiled.address(code.NAME)
-        self.run = self.entry(self.step)
-        self.enter = _STEP(compiled.address(enter.NAME)) if OFFSETS else None
+        self.brief = brief
+        self.busy = ctypes.c_int64(0)
+        self.run = _BRIEF_STEP(self.step) if brief else self.entry(self.step)
+        self.way_in = compiled.address(enter.NAME) if OFFSETS else 0
         self.lock = threading.Lock()
         inputs, state = len(plan.graph.inputs), len(plan.graph.state)
         self._given = inputs + state + len(self.results)
@@ -69,6 +79,16 @@ class Executable:
                 raise self.failure(failed, table)
         return outputs
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else runs a step meanwhile, though the interpreter be let go of."""
+        with self.lock:
+            self.busy.value = 1
+            try:
+                yield
+            finally:
+                self.busy.value = 0
+
     def take(self, state: tuple[Array, ...]) -> None:
         """Enter the addresses of the state in the table; no other arrays are kept alive from here on."""
         self.table[self.states] = [address(array) for array in state]
@@ -91,7 +111,7 @@ class Executable:
         run = self.entry(timed.address(code.NAME))
         counts = np.zeros((repeat, self.threads, code.columns(self.plan)[1]), np.int64)
         elapsed = 0.0
-        with self.lock:
+        with self.alone():
             copies = [array.copy() for array in state]
             outputs = empty_arrays(self.results, self.plan.graph.name)
             own = self.new_table((*inputs, *copies, *outputs))
