@@ -4,7 +4,7 @@
 
 `self` is a bytes object of the words below. Writes the addresses of the arguments to OBJECTS, runs FUNCTION on ARGUMENT
 and returns what NONE is the address of, or where that returns another number than 0 the number. While BUSY's word is
-not 0 it does nothing, and returns IN_USE.
+not 0 it does nothing, and returns IN_USE. One of two functions lets go of the interpreter while FUNCTION runs.
 """
 
 from __future__ import annotations
@@ -13,17 +13,25 @@ from graphc.codegen.llvm import word
 
 FUNCTION, ARGUMENT, OBJECTS, BUSY, NONE = range(5)
 WORDS = 5
-NAME = "builtin"
+KEEPING, LETTING_GO = "keeping", "letting_go"  # names of the two
 IN_USE = -2
-API = ("PyBytes_AsString", "Py_IncRef", "PyLong_FromLongLong")  # what it calls, of Python's stable interface
+API = ("PyBytes_AsString", "Py_IncRef", "PyLong_FromLongLong", "PyEval_SaveThread", "PyEval_RestoreThread")
+"""What they call, of Python's stable interface."""
 
 
 def emit() -> str:
-    """A module with the function, which is the same for all that is called through it."""
+    """A module with both, which are the same for all that is called through them."""
+    apart = "%thread = call ptr @PyEval_SaveThread()", "call void @PyEval_RestoreThread(ptr %thread)"
     return f"""declare ptr @PyBytes_AsString(ptr)
 declare void @Py_IncRef(ptr)
 declare ptr @PyLong_FromLongLong(i64)
-define ptr @{NAME}(ptr %self, ptr %args, i64 %count) {{
+declare ptr @PyEval_SaveThread()
+declare void @PyEval_RestoreThread(ptr)
+{_function(KEEPING)}{_function(LETTING_GO, *apart)}"""
+
+
+def _function(name: str, before: str = "", after: str = "") -> str:
+    return f"""define ptr @{name}(ptr %self, ptr %args, i64 %count) {{
 entry:
   %block = call ptr @PyBytes_AsString(ptr %self)
 {word("function", "block", FUNCTION, "ptr")}
@@ -46,7 +54,9 @@ more:
   %n1 = add i64 %n, 1
   br label %object
 run:
+  {before}
   %status = call i64 %function(ptr %argument)
+  {after}
   %done = icmp eq i64 %status, 0
   br i1 %done, label %nothing, label %number
 nothing:

@@ -16,7 +16,6 @@ import numpy as np
 
 from graphc.errors import FeedError, FeedTypeError
 from graphc.ir.types import TensorType
-from graphc.runtime.builtin import builtin
 from graphc.runtime.executable import Executable
 from graphc.runtime.memory import address
 from graphc.runtime.state import Held
@@ -52,9 +51,9 @@ def native_run(
     executable: Executable, held: Held, inputs: Sequence[Array], outputs: Sequence[Array]
 ) -> Callable[[], None]:
     """A step of an executable with a table of its own, as a function; whoever calls it keeps the arrays alive."""
-    entered, run, lock = held.arrays(), executable.run, executable.lock
+    entered, lock = held.arrays(), executable.lock
     table = executable.new_table((*inputs, *entered, *outputs))
-    place, has_state = ctypes.addressof(table), bool(entered)
+    run, has_state = executable.on(ctypes.addressof(table)), bool(entered)
 
     def renew() -> None:
         nonlocal entered
@@ -66,21 +65,17 @@ def native_run(
         with lock:
             if held.arrays() is not entered:
                 renew()
-            failed = run(place)
-            if failed:
+            failed = run()
+            if failed is not None:
                 raise executable.failure(failed, table)
-
-    if not executable.brief:
-        return step
-    at_once = builtin(executable.step, place, ctypes.addressof(executable.busy))
 
     def brief_step() -> None:
         if has_state and held.arrays() is not entered:
             renew()
-        if at_once() is not None:  # the arena is in use, or a check has failed, and nothing has been done
+        if run() is not None:  # the arena is in use, or a check has failed, and nothing has been done
             step()
 
-    return brief_step
+    return brief_step if executable.brief else step
 
 
 def outputs_of(

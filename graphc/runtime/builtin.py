@@ -1,9 +1,9 @@
 """Native functions as builtin functions of Python: a call takes a twentieth of a microsecond; by ctypes, a quarter.
 
 Invariants:
- 1. the interpreter is not let go of while one runs: no other Python thread does anything meanwhile, so what it works on
-    needs no lock against others that are called like this, and a word, `busy`, against those that do let go;
- 2. it is called with as many arguments as there is room for.
+ 1. while one runs that keeps the interpreter, no other Python thread does anything: what it works on needs no lock
+    against others that keep it, and a word, `busy`, against those that let go of it;
+ 2. they are called with as many arguments as there is room for.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ class _Method(ctypes.Structure):
     )
 
 
-def builtin(function: int, argument: int, busy: int, objects: int = 0) -> Callable[..., int | None]:
+def builtin(
+    function: int, argument: int, busy: int, objects: int = 0, *, keeps: bool = True
+) -> Callable[..., int | None]:
     """The native function at an address, `i64 function(ptr)`, on an argument: None for 0, else what it returns.
 
     What it is called with goes to `objects`: the address of each. IN_USE where the word at `busy` is not 0: nothing has
-    been done then. Whoever calls it keeps alive what all these addresses are of.
+    been done then. `keeps` the interpreter while it runs, or lets go of it. Whoever calls it keeps alive what all these
+    addresses are of.
     """
     words = (ctypes.c_uint64 * code.WORDS)()
     for place, value in {
@@ -50,14 +53,15 @@ def builtin(function: int, argument: int, busy: int, objects: int = 0) -> Callab
         words[place] = value
     make = ctypes.pythonapi.PyCFunction_NewEx
     make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
-    made: Callable[..., int | None] = make(ctypes.addressof(_method()), bytes(words), None)
+    made: Callable[..., int | None] = make(ctypes.addressof(_method(keeps)), bytes(words), None)
     return made
 
 
 @functools.cache
-def _method() -> Any:
-    """How Python calls all of them; it lives for ever, as does the code."""
-    return _Method(code.NAME.encode(), _compiled().address(code.NAME), _FASTCALL, None)
+def _method(keeps: bool) -> Any:
+    """How Python calls all of a kind; it lives for ever, as does the code."""
+    name = code.KEEPING if keeps else code.LETTING_GO
+    return _Method(name.encode(), _compiled().address(name), _FASTCALL, None)
 
 
 @functools.cache

@@ -36,7 +36,7 @@ def entrance(executable: Executable, held: Held, single: bool) -> Entrance | Non
     inputs, states, outputs = len(graph.inputs), len(graph.state), len(wanted)
     brief, is_number = executable.brief, [not extents for extents, _ in wanted]
     table: Any = executable.new_table()
-    run, lock, state = executable.run, executable.lock, tuple[Array, ...]()
+    lock, state = executable.lock, tuple[Array, ...]()
     ranges = slice(end := code.OBJECTS + inputs + outputs, end + 2 * states)
     records = [word for value in graph.inputs for word in _record(value)]
     call: Any = (ctypes.c_uint64 * (ranges.stop + len(records)))()
@@ -46,6 +46,7 @@ def entrance(executable: Executable, held: Held, single: bool) -> Entrance | Non
     call[: code.OBJECTS] = [inputs, outputs, states, looks, memory if graph.next else 0, id(np.ndarray), place]
     busy, objects = ctypes.addressof(executable.busy), here + 8 * code.OBJECTS
     look = builtin(executable.way_in, here, busy, objects)  # and run, where that is brief
+    run = executable.on(place)
 
     def renew() -> None:
         nonlocal state
@@ -76,8 +77,8 @@ def entrance(executable: Executable, held: Held, single: bool) -> Entrance | Non
                     renew()
                 if look(*args, *results) is not None:
                     return None
-                failed = run(place)
-                if failed:
+                failed = run()
+                if failed is not None:
                     raise executable.failure(failed, table)
         if single:
             return results[0][()] if is_number[0] else results[0]

@@ -28,6 +28,7 @@ from graphc.ir.types import TensorType
 from graphc.loops.ir import Function
 from graphc.plan import Call, Plan
 from graphc.runtime import team
+from graphc.runtime.builtin import builtin
 from graphc.runtime.memory import OFFSETS, address, aligned_bytes, empty_arrays
 
 Array = np.ndarray[Any, Any]
@@ -133,6 +134,15 @@ class Executable:
         if self.threads == 1:
             return _STEP(function)
         return lambda table: team.team(self.threads).run(function, table)  # a forked process has another team
+
+    def on(self, place: int) -> Callable[[], int | None]:
+        """The step on the table at an address: None, or the number of the check that failed.
+
+        Unless it is brief, whoever calls it has the lock.
+        """
+        if self.threads == 1 and OFFSETS:
+            return builtin(self.step, place, ctypes.addressof(self.busy), keeps=self.brief)
+        return lambda: self.run(place) or None
 
     def _symbols(self) -> dict[str, int]:
         names = {function.name for function in self.kernels.values()}
