@@ -328,6 +328,26 @@ def test_the_forward_scan_of_a_gradient_is_the_scan_itself() -> None:
     assert len(scans(found)) == 2
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_gradient_has_no_terms_for_carries_that_are_zeros(reverse: bool) -> None:
+    """A weight that multiplies a carry meets the first one in no product of its gradient; the others are read in place,
+    from what they became one step earlier."""
+    x, w = placeholders(x=X, w=W)
+
+    def step(h: gx.Tensor, x: gx.Tensor) -> tuple[gx.Tensor, gx.Tensor]:
+        h = gx.tanh(x + h @ w)
+        return h, h
+
+    _, hs = gx.scan(step, gx.zeros((2, 3), np.float64), x, reverse=reverse)
+    f = gx.compile([x, w], gx.grad(gx.sum(hs * hs), [x, w]))
+    testing.assert_matches_interpreter(f, X, W)
+    kernels = [node for node in f.compilation().plan.graph.nodes if node.op.name == "kernel"]
+    bodies = [node.attrs["body"] for node in kernels]
+    products = [n for body in bodies for n in body.nodes if n.op.name == "contract"]
+    assert [product.inputs[0].shape[0] for product in products] == [len(X) - 1]
+    assert not any(node.op.name == "concat" for body in bodies for node in body.nodes)
+
+
 def test_passes_leave_a_graph_without_scans_alone() -> None:
     x = gx.placeholder("x", (4, 3))
     graph = gx.compile([x], gx.sum(x * x)).graph

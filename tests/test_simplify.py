@@ -147,6 +147,43 @@ def test_a_transpose_beside_a_contraction_is_a_matter_of_letters() -> None:
     assert [(n.op.name, n.attrs.get("spec")) for n in simple.nodes] == [("contract", "mk,nk->nm")]
 
 
+@pytest.mark.parametrize("spec", ["km,kn->mn", "mk,kn->nm", "kn,km->mn"])
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("after", [0, 1])
+def test_zeros_that_make_a_sum_longer_are_not_multiplied(spec: str, before: int, after: int) -> None:
+    """On either side, of either operand; zeros in between stay, and those along an axis of the result."""
+    sizes = {"m": 4, "n": 5, "k": 9}
+    letters = spec.split("->")[0].split(",")
+    for number, part in enumerate(letters):
+        shapes = [tuple(sizes[c] for c in other) for other in letters]
+        axis = part.index("k")
+        shapes[number] = tuple(3 if c == "k" else sizes[c] for c in part)
+        inner = gx.zeros(tuple(3 - (before + after) % 3 if c == "k" else sizes[c] for c in part))
+        a, b = given = [gx.placeholder(name, shape) for name, shape in zip("ab", shapes)]
+        zeros = [gx.zeros(tuple(n if c == "k" else sizes[c] for c in part)) for n in (before, after)]
+        parts = [zeros[0], given[number], inner, given[number], zeros[1]]
+        operands = [a, b]
+        operands[number] = gx.concat([p for p in parts if 0 not in p.shape], axis)
+        length = operands[number].shape[axis]
+        other = 1 - number
+        shape = tuple(length if c == "k" else sizes[c] for c in letters[other])
+        given[other] = operands[other] = gx.placeholder("other", shape)
+        f = gx.compile(given, gx.einsum(spec, *operands))
+        feeds = [np.random.default_rng(0).standard_normal(x.shape).astype(np.float32) for x in given]
+        testing.assert_matches_interpreter(f, *feeds)
+        graph = simplify(f.graph)
+        (product,) = (node for node in graph.nodes if node.op.name == "contract")
+        assert product.inputs[number].shape[axis] == length - before - after
+
+
+def test_zeros_along_an_axis_of_a_product_stay() -> None:
+    x, w = gx.placeholder("x", (3, 4)), gx.placeholder("w", (4, 5))
+    f = gx.compile([x, w], gx.concat([gx.zeros((2, 4)), x], 0) @ w)
+    feeds = [np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((3, 4), (4, 5))]
+    testing.assert_matches_interpreter(f, *feeds)
+    assert gx.compile([x, w], gx.concat([gx.zeros((2, 4)), gx.zeros((1, 4))], 0) @ w)(*feeds).tolist() == [[0.0] * 5] * 3
+
+
 def test_a_slice_of_a_scalar_that_is_reshaped() -> None:
     """There were no axes to cut."""
     x = gx.placeholder("x", ())
