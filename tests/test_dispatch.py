@@ -21,6 +21,7 @@ from graphc.codegen import jit
 from graphc.errors import FeedError, FeedTypeError, IndexRangeError, StateError
 from graphc.frontend.state import State
 from graphc.runtime.builtin import builtin
+from graphc.runtime.executable import Executable
 from graphc.runtime.team import team
 
 Array = np.ndarray[Any, Any]
@@ -386,7 +387,8 @@ def test_a_step_waits_for_whoever_uses_the_arena(way: str) -> None:
     run = problem.step.bind(problem.x, problem.index)
     call = {"bound": run, "called": lambda: problem.step(problem.x, problem.index)}[way]
     worker = threading.Thread(target=call)
-    with problem.step.compilation(batch=5).executable.alone():  # as a step is that lets go of the interpreter
+    executable = problem.step.compilation(batch=5).executable
+    with executable.lock, executable.in_use():  # as a step is that lets go of the interpreter
         worker.start()
         worker.join(0.05)
         assert worker.is_alive() and problem.weight.data[0, 0] == 0.5 * 1.25
@@ -395,22 +397,57 @@ def test_a_step_waits_for_whoever_uses_the_arena(way: str) -> None:
 
 
 def test_an_epoch_and_brief_steps_share_an_arena() -> None:
-    x, total = gx.placeholder("x", ("n",)), gx.Parameter(np.zeros((), np.float32), "total")
-    step = gx.compile(
-        [x], gx.sum(gx.exp(x) * x), updates={total: total + 1}
-    )  # exp is kept in the arena for nobody else
-    data, one = np.zeros(40_000, np.float32), np.ones(40, np.float32)
-    run, wrong = step.bind(one), list[float]()
+    x, count = gx.placeholder("x", (8, 64)), gx.Parameter(np.zeros((), np.float32), "count")
+    y, eye = gx.tanh(x), gx.constant(np.eye(64, dtype=np.float32))
+    step = gx.compile([x], gx.sum(gx.exp(gx.tanh(y @ eye) @ eye)), updates={count: count + 1})
+    data, wrong, done = np.zeros((8 * 10_000, 64), np.float32), list[float](), threading.Event()
+    run = step.bind(np.ones((8, 64), np.float32))
+    wanted = run()[()]
+    assert step.compilation().executable.arena.size
 
     def work() -> None:
-        wrong.extend(found for found in (float(run()) for _ in range(2000)) if abs(found - 40 * np.e) > 1e-3)
+        while not done.is_set():
+            found = run()[()]
+            if found != wanted:
+                wrong.append(found)
 
     worker = threading.Thread(target=work)
     worker.start()
-    for _ in range(3):
-        assert not step.epoch(data, batch_size=40).any()
+    losses = step.epoch(data, batch_size=8)
+    done.set()
     worker.join()
-    assert not wrong and total.data == 2000 + 3 * 1000
+    assert not wrong and (losses == 512).all()
+
+
+@pytest.mark.parametrize("way", ["bound", "called"])
+def test_a_failed_check_is_looked_at_before_others_use_the_arena(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, seen = Problem(), list[tuple[int, bool]]()
+    problem.step(problem.x, problem.index)
+    wrong = np.full(5, 9)
+    run = problem.step.bind(problem.x, wrong)
+    executable, failure = problem.step.compilation().executable, Executable.failure
+
+    def looking(self: Executable, number: int, table: Any) -> Exception:
+        seen.append((self.busy.value, self.lock.locked()))
+        return failure(self, number, table)
+
+    monkeypatch.setattr(Executable, "failure", looking)
+    with pytest.raises(IndexRangeError, match="9 is outside"):
+        run() if way == "bound" else problem.step(problem.x, wrong)
+    assert [locked for _, locked in seen] == [True]
+    assert not executable.brief or seen[0][0] == 1
+    assert executable.busy.value == 0 and not executable.lock.locked()
+
+
+def test_the_interpreter_is_let_go_of_during_a_step_that_is_not_brief(brief: bool) -> None:
+    problem = Problem()
+    problem.step(problem.x, problem.index)
+    executable: Any = problem.step.compilation().executable
+    assert executable.on(executable.place).__name__ == (code.KEEPING if brief else code.LETTING_GO)
+    first, second = code.emit().split("define ptr ")[1:]
+    assert code.KEEPING in first and "PyEval" not in first
+    order = [second.index(f"@{name}") for name in (code.LETTING_GO, "PyEval_SaveThread", "PyEval_RestoreThread")]
+    assert order == sorted(order) and order[1] < second.index("call i64 %function") < order[2]
 
 
 def test_a_builtin_returns_a_number_or_none_and_keeps_nothing() -> None:
@@ -425,7 +462,8 @@ def test_a_builtin_returns_a_number_or_none_and_keeps_nothing() -> None:
     assert [function(given, None) for _ in range(1000)] == [None] * 1000
     assert abs(sys.getrefcount(None) - before[0]) < 100 and sys.getrefcount(given) == before[1]
     assert list(words) == [0, id(given), id(None)]
-    words[0] = 77
-    assert function() == 77
+    for number in (77, -1):
+        words[0] = number
+        assert function() == number
     busy.value = 1
     assert function(None, given) == code.IN_USE and words[1] == id(given)

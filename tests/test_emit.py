@@ -16,6 +16,7 @@ from graphc.codegen.emit import emit, emit_module, returns_status
 from graphc.errors import ArgumentError, LoweringError
 from graphc.loops.interpret import CheckFailed, run
 from graphc.loops.ir import Buffer, Function
+from graphc.loops.target import AARCH64, AVX2, AVX512, X86_64, Target
 from graphc.loops.text import parse_function
 from graphc.loops.verify import verify
 from graphc.runtime.executable import symbols
@@ -765,3 +766,9 @@ def test_the_hot_loop_of_a_register_tile_is_packed_fma_without_stores() -> None:
     assert len(re.findall(r"vmovups\t[^%]*\(.*\), %zmm", hot)) == 3
     assert not re.findall(r"vmov\w+\t%[xyz]mm\d+, .*\(", hot)
     assert "%rsp" not in hot
+
+
+@pytest.mark.parametrize(("target", "hidden"), [(AVX512, True), (AVX2, False), (X86_64, False), (AARCH64, False)])
+def test_counters_are_hidden_where_vectors_are_long(target: Target, hidden: bool) -> None:
+    text = "kernel k(in0: f32[64] in, out0: f32[64] out) {\n  for i0 64 {\n    out0[i0] = in0[i0]\n  }\n}\n"
+    assert ("llvm.expect" in emit(parse_function(text), target)) == hidden

@@ -181,7 +181,9 @@ def test_zeros_along_an_axis_of_a_product_stay() -> None:
     f = gx.compile([x, w], gx.concat([gx.zeros((2, 4)), x], 0) @ w)
     feeds = [np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((3, 4), (4, 5))]
     testing.assert_matches_interpreter(f, *feeds)
-    assert gx.compile([x, w], gx.concat([gx.zeros((2, 4)), gx.zeros((1, 4))], 0) @ w)(*feeds).tolist() == [[0.0] * 5] * 3
+    assert (
+        gx.compile([x, w], gx.concat([gx.zeros((2, 4)), gx.zeros((1, 4))], 0) @ w)(*feeds).tolist() == [[0.0] * 5] * 3
+    )
 
 
 def test_a_slice_of_a_scalar_that_is_reshaped() -> None:

@@ -59,8 +59,8 @@ from graphc.loops.walk import declared, read, statements, written
 ATTRIBUTES = 'nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512"'
 TEAM = ("ptr %team", "i64 %tid", "i64 %threads")  # further parameters of a threaded function
 # LLVM spends a quarter of its time on replacing the counters of loops by addresses. With vectors of 16 lanes that gains
-# nothing, with 8 or 4 a hundredth of the time of a step. So from 16 on counters are hidden from it, behind `expect`: it
-# does not see that what this returns is what it is given.
+# nothing, with 8 or 4 a hundredth of the time of a step. So from 16 on counters are hidden from it: it does not look
+# through `expect`, which returns what it is given.
 HIDDEN_FROM = 16
 BARRIER = "declare void @barrier(ptr)"
 
@@ -240,14 +240,14 @@ class _Emitter:
             self.block(loop.body)
         body.void(f"br label %{last}")
         body.start(last)
-        if body.module.lanes >= HIDDEN_FROM:
-            next = body.emit(f"add nuw nsw i64 {number}, 1")
+        is_hidden = body.module.lanes >= HIDDEN_FROM
+        more = body.name("i") if is_hidden else following
+        body.void(f"{more} = add nuw nsw i64 {number}, 1")
+        if is_hidden:
             body.module.declare("declare i64 @llvm.expect.i64(i64, i64)")
-            body.void(f"{following} = call i64 @llvm.expect.i64(i64 {next}, i64 0)")
-        else:
-            body.void(f"{following} = add nuw nsw i64 {number}, 1")
-        more, behind = body.emit(f"icmp ne i64 {following}, {stop}"), body.label("done")
-        body.void(f"br i1 {more}, label %{head}, label %{behind}")
+            body.void(f"{following} = call i64 @llvm.expect.i64(i64 {more}, i64 0)")
+        goes_on, behind = body.emit(f"icmp ne i64 {following}, {stop}"), body.label("done")
+        body.void(f"br i1 {goes_on}, label %{head}, label %{behind}")
         body.start(behind)
 
     def branch(self, conditions: tuple[Condition, ...], body: tuple[Stmt, ...]) -> None:

@@ -157,6 +157,18 @@ class Lanes:
         """self * factor + term, fused where that is an instruction."""
         return self.call("fma", factor, term) if self.body.module.fma else self * factor + term
 
+    @property
+    def can_scale(self) -> bool:
+        """Whether `scaled` is an instruction: of AVX-512, on a whole register."""
+        return self.body.module.lanes == self.lanes * self.dtype.itemsize // 4 == 16
+
+    def scaled(self, n: Lanes) -> Lanes:
+        """self * 2**n for whole n, rounded once, however small or large the result."""
+        kind, mask = self.type, f"i{self.lanes}"
+        name = f"llvm.x86.avx512.mask.scalef.p{'s' if self.dtype is DType.F32 else 'd'}.512"
+        operands = [(kind, self.operand), (kind, n.operand), (kind, self.operand), (mask, "-1"), ("i32", "4")]
+        return self._value(self.body.call(name, kind, operands))
+
     def _value(self, operand: str, dtype: DType | None = None) -> Lanes:
         return Lanes(self.body, operand, dtype or self.dtype, self.lanes)
 

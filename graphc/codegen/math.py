@@ -154,13 +154,13 @@ _LOG2_E = 1.4426950408889634
 # The exponential family: x = n ln2 + r ------------------------------------------------------------------------
 
 
-def _reduce(x: Lanes, f: Format, bias: int) -> tuple[Lanes, Lanes, Lanes]:
-    """(r, what r lacks by rounding, an integer whose low bits are n + bias), by Cody and Waite's two-part ln2."""
+def _reduce(x: Lanes, f: Format, bias: int) -> tuple[Lanes, Lanes, Lanes, Lanes]:
+    """(r, what r lacks by rounding, n, an integer whose low bits are n + bias), by Cody and Waite's two-part ln2."""
     shifted = x.mad(_LOG2_E, f.shifter + bias)
     n = shifted - (f.shifter + bias)
     high = n.mad(-f.ln2_high, x)
     r = n.mad(-f.ln2_low, high)
-    return r, n.mad(-f.ln2_low, high - r), shifted.bits()
+    return r, n.mad(-f.ln2_low, high - r), n, shifted.bits()
 
 
 def _expm1_of_reduced(r: Lanes, coefficients: tuple[float, ...]) -> Lanes:
@@ -175,10 +175,11 @@ def _scale_twice(y: Lanes, biased: Lanes, f: Format) -> Lanes:
 
 def _exp_clamped(x: Lanes, f: Format, extra: Lanes | None = None) -> Lanes:
     """exp(x + extra) for x in `exp_range`, extra tiny."""
-    r, _, biased = _reduce(x, f, 2 * f.bias)
+    r, _, n, biased = _reduce(x, f, 2 * f.bias)
     if extra is not None:
         r = r + extra
-    return _scale_twice(_expm1_of_reduced(r, f.exp) + 1.0, biased, f)
+    y = _expm1_of_reduced(r, f.exp) + 1.0
+    return y.scaled(n) if y.can_scale else _scale_twice(y, biased, f)
 
 
 def _exp(x: Lanes, f: Format) -> Lanes:
@@ -188,13 +189,13 @@ def _exp(x: Lanes, f: Format) -> Lanes:
 
 def _exp_negative(x: Lanes, f: Format) -> tuple[Lanes, Lanes]:
     """(2^n, exp(r) - 1) for x from 2 - bias to 0, where 2^n is normal."""
-    r, _, biased = _reduce(x, f, f.bias)
+    r, _, _, biased = _reduce(x, f, f.bias)
     return (biased << f.mantissa).bits(), _expm1_of_reduced(r, f.expm1)
 
 
 def _expm1(x: Lanes, f: Format) -> Lanes:
     """Works on 2^(n - 1), which is finite wherever the result is. Next to n = 0, r's rounding error would show."""
-    r, lacking, biased = _reduce(x.at_least(f.expm1_low).at_most(f.exp_range[1]), f, f.bias - 1)
+    r, lacking, _, biased = _reduce(x.at_least(f.expm1_low).at_most(f.exp_range[1]), f, f.bias - 1)
     scale = (biased << f.mantissa).bits()
     q = (r * r).mad(polynomial(r, f.expm1), lacking) + r
     half = q.mad(scale, scale - 0.5)
@@ -295,7 +296,7 @@ def _pow_single(x: Lanes, y: Lanes) -> Lanes:
     f, wide_x, wide_y = _SHORT, abs(x).cast("fpext", DType.F64), y.cast("fpext", DType.F64)
     e, _, m = _split(wide_x, f)
     power = _log_of_parts(e, m - 1.0, f) * wide_y
-    r, _, biased = _reduce(power.at_least(-110.0).at_most(90.0), f, f.bias)
+    r, _, _, biased = _reduce(power.at_least(-110.0).at_most(90.0), f, f.bias)
     scale = (biased << f.mantissa).bits()
     result = _expm1_of_reduced(r, f.exp).mad(scale, scale).cast("fptrunc", DType.F32)
     return _pow_special(result, x, y, _SINGLE)

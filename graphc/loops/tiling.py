@@ -142,7 +142,7 @@ def _tiles(roles: Roles, lanes: int, by_lines: bool, itemsize: int, target: Targ
 
 
 def _line_heights(roles: Roles, vectors: int, itemsize: int, target: Target) -> Sequence[int]:
-    """Rows of a tile of a product that goes by lines: they begin and end together.
+    """Rows of a tile of a product that goes by lines, so that tiles begin and end where lines do.
 
     All of a line where that is best; elsewhere few, above all where lines compete: all loads of one that is late wait
     for it.
@@ -368,13 +368,15 @@ def _pieces(
 ) -> tuple[int, int]:
     """(parts, steps): how a deep sum is cut.
 
-    Into parts where there are too few strips for the blocks, or too many terms for one sum. Into steps where what is
+    Into parts where there are too few strips for the blocks, too many terms for one sum, or lines are fetched: the
+    fewer blocks of rows share a part, the longer are the pieces of memory that each reads. Into steps where what is
     read should stay in the cache until all strips have been over it: panels of a block, lines that compete, and rows
     of the other operand that would fill it.
     """
     parts = steps = 1
     if pack == PACK_EACH or by_lines:
-        parts = max(1, min(MOST_PARTS, roles.deep // PIECE, -(-blocks // -(-roles.width // broad))))
+        wanted = MOST_PARTS if by_lines else -(-blocks // -(-roles.width // broad))
+        parts = max(1, min(MOST_PARTS, roles.deep // PIECE, wanted))
         if by_lines:
             steps = -(-roles.deep // (parts * _lines_kept(roles, itemsize, target)))
         elif roles.height * roles.deep // parts * itemsize > target.l2:

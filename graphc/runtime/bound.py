@@ -53,27 +53,37 @@ def native_run(
     """A step of an executable with a table of its own, as a function; whoever calls it keeps the arrays alive."""
     entered, lock = held.arrays(), executable.lock
     table = executable.new_table((*inputs, *entered, *outputs))
-    run, has_state = executable.on(ctypes.addressof(table)), bool(entered)
+    place, has_state = ctypes.addressof(table), bool(entered)
+    run = executable.on(place)
 
     def renew() -> None:
         nonlocal entered
         arrays = held.arrays()
-        table[executable.states] = [address(array) for array in arrays]
-        entered = arrays  # last: from here on others take the table as it is
+        if arrays is not entered:
+            table[executable.states] = [address(array) for array in arrays]
+            entered = arrays
 
     def step() -> None:
         with lock:
-            if held.arrays() is not entered:
-                renew()
+            renew()
             failed = run()
             if failed is not None:
                 raise executable.failure(failed, table)
 
     def brief_step() -> None:
         if has_state and held.arrays() is not entered:
+            with lock:
+                renew()
+        if run() is not None:
+            again()
+
+    def again() -> None:
+        """What a brief step could not do while the arena was in use; or did not, as a check had failed."""
+        with lock, executable.in_use():
             renew()
-        if run() is not None:  # the arena is in use, or a check has failed, and nothing has been done
-            step()
+            failed = executable.run(place)
+            if failed:
+                raise executable.failure(failed, table)
 
     return brief_step if executable.brief else step
 

@@ -33,6 +33,11 @@ class _Method(ctypes.Structure):
     )
 
 
+_make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)(
+    ("PyCFunction_NewEx", ctypes.pythonapi)
+)
+
+
 def builtin(
     function: int, argument: int, busy: int, objects: int = 0, *, keeps: bool = True
 ) -> Callable[..., int | None]:
@@ -51,20 +56,22 @@ def builtin(
         code.NONE: id(None),
     }.items():
         words[place] = value
-    make = ctypes.pythonapi.PyCFunction_NewEx
-    make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
-    made: Callable[..., int | None] = make(ctypes.addressof(_method(keeps)), bytes(words), None)
+    made: Callable[..., int | None] = _make(ctypes.addressof(_method(keeps)), bytes(words), None)
     return made
 
 
 @functools.cache
 def _method(keeps: bool) -> Any:
-    """How Python calls all of a kind; it lives for ever, as does the code."""
+    """How Python calls all of a kind. It and the code live for ever: longer than this module, when Python ends."""
     name = code.KEEPING if keeps else code.LETTING_GO
-    return _Method(name.encode(), _compiled().address(name), _FASTCALL, None)
+    method = _Method(name.encode(), _compiled().address(name), _FASTCALL, None)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(method))
+    return method
 
 
 @functools.cache
 def _compiled() -> Compiled:
     addresses = {name: ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0 for name in code.API}
-    return compile(code.emit(), addresses)
+    compiled = compile(code.emit(), addresses)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(compiled))
+    return compiled

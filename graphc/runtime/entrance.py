@@ -51,11 +51,12 @@ def entrance(executable: Executable, held: Held, single: bool) -> Entrance | Non
     def renew() -> None:
         nonlocal state
         arrays = held.arrays()
-        executable.take(arrays)
-        table[executable.states] = starts = [address(array) for array in arrays]
-        ends = [start + array.nbytes for start, array in zip(starts, arrays, strict=True)]
-        call[ranges] = list(chain.from_iterable(zip(starts, ends, strict=True)))
-        state = arrays  # last: from here on others take the table as it is
+        if arrays is not state:
+            executable.take(arrays)
+            table[executable.states] = starts = [address(array) for array in arrays]
+            ends = [start + array.nbytes for start, array in zip(starts, arrays, strict=True)]
+            call[ranges] = list(chain.from_iterable(zip(starts, ends, strict=True)))
+            state = arrays
 
     def enter(args: tuple[Any, ...]) -> Any:
         if len(args) != inputs:
@@ -68,13 +69,13 @@ def entrance(executable: Executable, held: Held, single: bool) -> Entrance | Non
             return None
         if brief:
             if held.arrays() is not state:
-                renew()
+                with lock:
+                    renew()
             if look(*args, *results) is not None:  # who comes next converts, waits, or says what is wrong
                 return None
         else:
             with lock:
-                if held.arrays() is not state:
-                    renew()
+                renew()
                 if look(*args, *results) is not None:
                     return None
                 failed = run()

@@ -76,7 +76,7 @@ class Loop:
         while done < self.part.count:
             stop = min(self.part.count, done + pace)
             start = time.perf_counter()
-            with self.executable.alone():
+            with self.executable.lock, self.executable.in_use():
                 self._enter()
                 self.words[code.FIRST], self.words[code.STOP] = done, stop
                 failed = self.native(ctypes.addressof(self.words))

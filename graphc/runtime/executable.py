@@ -42,7 +42,7 @@ class Executable:
     """Native code for `plan`, in which call node n runs `kernels[n]`, by `threads` threads.
 
     A `brief` step, of one thread, is over before the interpreter could be given to another Python thread and taken
-    back: it keeps it, and needs no lock. `busy` is not 0 while something that does let go of it uses the arena.
+    back: it keeps it, and needs no lock. `busy` is not 0 while something uses the arena that may let go of it.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Executable:
         """One step: new arrays for the outputs, `state` updated in place. Raises what a failed check says."""
         outputs = empty_arrays(self.results, self.plan.graph.name)
         table = self.table
-        with self.lock:
+        with self.lock, self.in_use():
             table[self._inputs] = [address(array) for array in inputs]
             table[self._outputs] = [address(array) for array in outputs]
             if state is not self._entered:
@@ -81,14 +81,13 @@ class Executable:
         return outputs
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Nobody else runs a step meanwhile, though the interpreter be let go of."""
-        with self.lock:
-            self.busy.value = 1
-            try:
-                yield
-            finally:
-                self.busy.value = 0
+    def in_use(self) -> Iterator[None]:
+        """Brief steps wait meanwhile, as the interpreter may be let go of. Whoever enters this has the lock."""
+        self.busy.value = 1
+        try:
+            yield
+        finally:
+            self.busy.value = 0
 
     def take(self, state: tuple[Array, ...]) -> None:
         """Enter the addresses of the state in the table; no other arrays are kept alive from here on."""
@@ -112,7 +111,7 @@ class Executable:
         run = self.entry(timed.address(code.NAME))
         counts = np.zeros((repeat, self.threads, code.columns(self.plan)[1]), np.int64)
         elapsed = 0.0
-        with self.alone():
+        with self.lock, self.in_use():
             copies = [array.copy() for array in state]
             outputs = empty_arrays(self.results, self.plan.graph.name)
             own = self.new_table((*inputs, *copies, *outputs))
@@ -136,7 +135,7 @@ class Executable:
         return lambda table: team.team(self.threads).run(function, table)  # a forked process has another team
 
     def on(self, place: int) -> Callable[[], int | None]:
-        """The step on the table at an address: None, or the number of the check that failed.
+        """The step on the table at an address: None, or the number of the check that failed, or IN_USE of a brief one.
 
         Unless it is brief, whoever calls it has the lock.
         """
