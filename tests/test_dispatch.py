@@ -444,6 +444,11 @@ def test_the_interpreter_is_let_go_of_during_a_step_that_is_not_brief(brief: boo
     problem.step(problem.x, problem.index)
     executable: Any = problem.step.compilation().executable
     assert executable.on(executable.place).__name__ == (code.KEEPING if brief else code.LETTING_GO)
+    before = problem.weight.data[0, 0]
+    executable.busy.value = 1  # left so by an interrupt: steps that take the lock do not look at it
+    problem.step(problem.x, problem.index)
+    problem.step.bind(problem.x, problem.index)()
+    assert problem.weight.data[0, 0] == before * 1.25**2
     first, second = code.emit().split("define ptr ")[1:]
     assert code.KEEPING in first and "PyEval" not in first
     order = [second.index(f"@{name}") for name in (code.LETTING_GO, "PyEval_SaveThread", "PyEval_RestoreThread")]
@@ -454,9 +459,8 @@ def test_a_builtin_returns_a_number_or_none_and_keeps_nothing() -> None:
     source = "define i64 @look(ptr %words) {\n  %n = load i64, ptr %words\n  ret i64 %n\n}\n"
     compiled = jit.compile(source)
     words, busy = (ctypes.c_int64 * 3)(), ctypes.c_int64()
-    function = builtin(
-        compiled.address("look"), ctypes.addressof(words), ctypes.addressof(busy), ctypes.addressof(words) + 8
-    )
+    place = ctypes.addressof(words)
+    function = builtin(compiled.address("look"), place, place + 8, busy=busy)
     given = object()
     before = sys.getrefcount(None), sys.getrefcount(given)
     assert [function(given, None) for _ in range(1000)] == [None] * 1000

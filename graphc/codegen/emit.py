@@ -58,11 +58,11 @@ from graphc.loops.walk import declared, read, statements, written
 
 ATTRIBUTES = 'nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512"'
 TEAM = ("ptr %team", "i64 %tid", "i64 %threads")  # further parameters of a threaded function
+BARRIER = "declare void @barrier(ptr)"
 # LLVM spends a quarter of its time on replacing the counters of loops by addresses. With vectors of 16 lanes that gains
 # nothing, with 8 or 4 a hundredth of the time of a step. So from 16 on counters are hidden from it: it does not look
 # through `expect`, which returns what it is given.
 HIDDEN_FROM = 16
-BARRIER = "declare void @barrier(ptr)"
 
 
 def emit(function: Function, target: Target, *, threaded: bool = False) -> str:

@@ -57,7 +57,7 @@ def offsets_behind(head: int) -> Offsets:
 
 def emit(offsets: Offsets, *, runs: bool) -> str:
     """The function's text, for a module with the step, which it runs or not."""
-    run = "ret i64 0" if not runs else "%status = call i64 @step(ptr %table)\n  ret i64 %status"
+    run = "%status = call i64 @step(ptr %table)\n  ret i64 %status" if runs else "ret i64 0"
     return f"""define i64 @{NAME}(ptr %call) {{
 entry:
 {word("inputs", "call", INPUTS)}

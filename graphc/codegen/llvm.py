@@ -63,7 +63,7 @@ class Module:
     def __init__(self, target: Target | None = None) -> None:
         """Without a target for what has no vectors."""
         self.fma = target is None or target.fma  # whether a fused multiply-add is an instruction
-        self.lanes = target.lanes_f32 if target else 1
+        self.lanes = target.lanes_f32 if target else 1  # of f32, in a register
         self._declarations: dict[str, None] = {}
         self._definitions: dict[str, str] = {}
         self._functions: list[str] = []

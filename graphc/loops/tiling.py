@@ -79,6 +79,7 @@ class _Choice:
         along = roles.depth[-1].extent if roles.dots else roles.width
         lanes = min(target.lanes(itemsize), 1 << (along - 1).bit_length()) if axis != NO_AXIS else 1
         by_lines = _goes_by_lines(roles, itemsize, target)
+        whole_lines = by_lines and _takes_whole_lines(roles, itemsize, target)
         if roles.dots:
             tiles = _dot_tiles(roles, lanes, itemsize, target)
         else:
@@ -112,7 +113,7 @@ class _Choice:
                 fma=int(target.fma),
             )
             total = cost * roles.copies * _uneven(roles, schedule, broad)
-            yield _Choice(total + _traffic(axes, roles, pack, broad, itemsize), by_lines and strip == 1, schedule)
+            yield _Choice(total + _traffic(axes, roles, pack, broad, itemsize), whole_lines, schedule)
 
 
 def _aliased(stride: int) -> bool:

@@ -38,21 +38,24 @@ _make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_object, c
 )
 
 
+_FREE = ctypes.c_int64(0)
+
+
 def builtin(
-    function: int, argument: int, busy: int, objects: int = 0, *, keeps: bool = True
+    function: int, argument: int, objects: int = 0, *, busy: ctypes.c_int64 | None = None, keeps: bool = True
 ) -> Callable[..., int | None]:
     """The native function at an address, `i64 function(ptr)`, on an argument: None for 0, else what it returns.
 
-    What it is called with goes to `objects`: the address of each. IN_USE where the word at `busy` is not 0: nothing has
-    been done then. `keeps` the interpreter while it runs, or lets go of it. Whoever calls it keeps alive what all these
-    addresses are of.
+    What it is called with goes to `objects`: the address of each. IN_USE while `busy` is not 0: nothing has been done
+    then. `keeps` the interpreter while it runs, or lets go of it. Whoever calls it keeps alive what is at all these
+    addresses, and `busy`.
     """
     words = (ctypes.c_uint64 * code.WORDS)()
     for place, value in {
         code.FUNCTION: function,
         code.ARGUMENT: argument,
         code.OBJECTS: objects,
-        code.BUSY: busy,
+        code.BUSY: ctypes.addressof(_FREE if busy is None else busy),
         code.NONE: id(None),
     }.items():
         words[place] = value

@@ -44,8 +44,8 @@ def entrance(executable: Executable, held: Held, single: bool) -> Entrance | Non
     memory, looks = here + 8 * ranges.start, here + 8 * ranges.stop
     call[ranges.stop :] = records
     call[: code.OBJECTS] = [inputs, outputs, states, looks, memory if graph.next else 0, id(np.ndarray), place]
-    busy, objects = ctypes.addressof(executable.busy), here + 8 * code.OBJECTS
-    look = builtin(executable.way_in, here, busy, objects)  # and run, where that is brief
+    busy = executable.busy if brief else None
+    look = builtin(executable.way_in, here, here + 8 * code.OBJECTS, busy=busy)  # and run, where that is brief
     run = executable.on(place)
 
     def renew() -> None:

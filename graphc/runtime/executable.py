@@ -33,7 +33,6 @@ from graphc.runtime.memory import OFFSETS, address, aligned_bytes, empty_arrays
 
 Array = np.ndarray[Any, Any]
 _STEP = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
-_BRIEF_STEP = ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)  # the interpreter waits, so other threads do
 Run = Callable[[int], int]  # of a step on the table at an address
 Table = ctypes.Array[ctypes.c_uint64]
 
@@ -55,7 +54,7 @@ class Executable:
         self.step = compiled.address(code.NAME)
         self.brief = brief
         self.busy = ctypes.c_int64(0)
-        self.run = _BRIEF_STEP(self.step) if brief else self.entry(self.step)
+        self.run = self.entry(self.step)
         self.way_in = compiled.address(enter.NAME) if OFFSETS else 0
         self.lock = threading.Lock()
         inputs, state = len(plan.graph.inputs), len(plan.graph.state)
@@ -140,7 +139,7 @@ class Executable:
         Unless it is brief, whoever calls it has the lock.
         """
         if self.threads == 1 and OFFSETS:
-            return builtin(self.step, place, ctypes.addressof(self.busy), keeps=self.brief)
+            return builtin(self.step, place, busy=self.busy if self.brief else None, keeps=self.brief)
         return lambda: self.run(place) or None
 
     def _symbols(self) -> dict[str, int]:
