@@ -40,6 +40,7 @@ PASSES = (
     "fold",  # what simplify leaves of constants: literals that are moved or put together
     "cse",  # folding makes equal constants equal nodes
     "tile_batch",  # of what is left to compute, and before the passes on loops: it makes one
+    "tile_pairs",  # of what tile_batch leaves whole, in its loops, too
     "block_weights",  # of the products that fuse will meet
     "hoist",  # after block_weights: in a loop of loops, what it puts before the inner one is the same in each round
     "slim_scans",  # cse has made equal results one value, and the passes above have left operands that nobody reads

@@ -7,6 +7,7 @@ from graphc.passes.fold import fold
 from graphc.passes.fuse import fuse, inline
 from graphc.passes.layout import layout
 from graphc.passes.manager import PASSES
+from graphc.passes.pairs import tile_pairs
 from graphc.passes.phases import split_phases
 from graphc.passes.scans import hoist, merge_scans, slim_scans
 from graphc.passes.simplify import simplify
@@ -28,5 +29,6 @@ __all__ = [
     "slim_scans",
     "split_phases",
     "tile_batch",
+    "tile_pairs",
     "unroll",
 ]
