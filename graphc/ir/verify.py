@@ -22,6 +22,14 @@ from graphc.ir.types import DType
 
 def verify(graph: Graph) -> None:
     """Raises VerifyError, with the number of the broken rule, unless the graph is well formed."""
+    _verify_graph(graph, set())
+
+
+def _verify_graph(graph: Graph, done: set[Graph]) -> None:
+    """`done`: the bodies that have been looked at, which several nodes may share."""
+    if graph in done:
+        return
+    done.add(graph)
     parameters = (*graph.inputs, *graph.state)
     names = [value.name for value in parameters]
     if len(set(names)) < len(names) or "" in names:
@@ -32,7 +40,7 @@ def verify(graph: Graph) -> None:
             _fail(1, graph, f"parameter {value.name} is the result of {value.node.op.name}")
     known = set(parameters)
     for node in graph.nodes:
-        _verify_node(graph, node, known)
+        _verify_node(graph, node, known, done)
         known.update(node.outputs)
     for value in graph.results:
         if value not in known:
@@ -44,7 +52,7 @@ def verify(graph: Graph) -> None:
         states.add(state)
 
 
-def _verify_node(graph: Graph, node: Node, known: set[Value]) -> None:
+def _verify_node(graph: Graph, node: Node, known: set[Value], done: set[Graph]) -> None:
     for number, value in enumerate(node.inputs):
         if value not in known:
             _fail(2, graph, f"operand {number} of {node!r} is not defined before it", node)
@@ -58,7 +66,7 @@ def _verify_node(graph: Graph, node: Node, known: set[Value]) -> None:
             _fail(7, graph, f"the body of kernel {body.name} has state", node)
         if is_kernel and len(set(body.outputs)) < len(body.outputs):
             _fail(7, graph, f"the body of kernel {body.name} returns a value twice", node)
-        verify(body)
+        _verify_graph(body, done)
     if OPS.get(node.op.name) is not node.op:
         _fail(3, graph, f"{node.op.name} is not in the op table", node)
     try:

@@ -118,17 +118,27 @@ def _run_one(name: str, graph: Graph) -> Graph:
 
 
 def everywhere(transform: Pass, graph: Graph) -> Graph:
-    """The graph after a pass on the bodies of its scans, the innermost first, and then on itself."""
+    """The graph after a pass on the bodies of its scans, the innermost first, and then on itself.
+
+    Scans that share a body do so afterwards.
+    """
+    done: dict[Graph, Graph] = {}
+
+    def everything(graph: Graph) -> Graph:
+        if graph not in done:
+            has_scans = any(isinstance(node.op.kind, Scan) for node in graph.nodes)
+            done[graph] = transform(rebuild(graph, inside) if has_scans else graph)
+        return done[graph]
 
     def inside(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
         if not isinstance(node.op.kind, Scan):
             return copy_node(node, inputs)
-        body = everywhere(transform, node.attrs["body"])
+        body = everything(node.attrs["body"])
         if body is node.attrs["body"]:
             return copy_node(node, inputs)
         return make_node(node.op, inputs, {**node.attrs, "body": body}).outputs
 
-    return transform(rebuild(graph, inside) if any(isinstance(n.op.kind, Scan) for n in graph.nodes) else graph)
+    return everything(graph)
 
 
 def _save(graph: Graph, name: str) -> Path:

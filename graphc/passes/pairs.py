@@ -16,7 +16,7 @@ Heads are independent, so that threads take whole ones. How rows are cut depends
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from graphlib import TopologicalSorter
@@ -24,8 +24,9 @@ from itertools import pairwise, product
 from math import prod
 
 from graphc import ops
-from graphc.ir.graph import Graph, Node, Value, build, copy_node
+from graphc.ir.graph import Graph, Node, Value, build, copy_node, substitute
 from graphc.ir.op import Contraction, Reduction
+from graphc.ir.signature import signature
 from graphc.ir.source import located
 from graphc.ir.types import DType
 from graphc.passes.axes import axes_of, resized
@@ -35,9 +36,10 @@ from graphc.passes.regions import Region, regions
 
 FAR = 16 * 1024 * 1024  # bytes of pairs that are worth it
 STRIP = 512 * 1024  # bytes of a strip of them, of which there are some three at a time
-ROWS = (16, 128)  # of a strip: fewer keep no register tile busy, more are of no use
-SUMS = 8  # bytes of sums that strips add to, for each byte of pairs
-BLOCKS = 4  # of rows with columns of their own: each is compiled for itself
+ROWS = (16, 32, 64, 128)  # of a strip: fewer keep no register tile busy, more are of no use
+SUMS = 2  # bytes of sums that a strip may add to, for each byte of its pairs
+BLOCK = (256, 512)  # rows of a block, of which there are 4 where it would not be larger
+BLOCKS = 8  # at most: each is compiled for itself
 
 
 @graph_pass
@@ -47,18 +49,33 @@ def tile_pairs(graph: Graph) -> Graph:
     Before: `%0 = contract %q, %k spec="mk,nk->mn"`, `%1 = exp %0`, `%2 = contract %1, %v spec="mn,nk->mk"`, where `%0`
     is large. After: a scan over strips of `%q`.
     """
-    found = [[_Tiling.of(region) for region in parts] for parts in regions(graph)]
-    tilings = [t for parts in found for t in parts if all(parts) and _pays([p for p in parts if p])]
-    return _with(graph, [t for t in tilings if t is not None]) if tilings else graph
+    known: dict[Hashable, _Tiling | None] = {}
+    found: dict[Region, _Tiling] = {}
+    for parts in regions(graph):
+        tilings = [_tiling(region, known) for region in parts]
+        if _pays(tilings):
+            found |= {region: tiling for region, tiling in zip(parts, tilings, strict=True) if tiling}
+    return _with(graph, found) if found else graph
 
 
-def _with(graph: Graph, tilings: Sequence[_Tiling]) -> Graph:
-    """The graph with loops in place of what the tilings make."""
-    made = {value: tiling for tiling in tilings for value in tiling.region.wanted}
-    operands: dict[Node | _Tiling, Sequence[Value]] = {node: node.inputs for node in graph.nodes}
-    operands |= {tiling: tuple(tiling.region.given.values()) for tiling in tilings}
+def _tiling(region: Region, known: dict[Hashable, _Tiling | None]) -> _Tiling | None:
+    """The tiling of a region; one for all that are equal, as those of repeated layers."""
+    operands = list(region.given.values())
+    same = tuple(map(operands.index, operands))
+    key = signature(region.body), same
+    if key not in known:
+        known[key] = _Tiling.of(region, same)
+    return known[key]
+
+
+def _with(graph: Graph, tilings: Mapping[Region, _Tiling]) -> Graph:
+    """The graph with loops in place of what regions make."""
+    made = {value: region for region in tilings for value in region.wanted}
+    operands: dict[Node | Region, Sequence[Value]] = {node: node.inputs for node in graph.nodes}
+    operands |= {region: tuple(region.given.values()) for region in tilings}
     before = {part: [made.get(v, v.node) for v in values] for part, values in operands.items()}
     order = TopologicalSorter({part: [p for p in parts if p is not None] for part, parts in before.items()})
+    loops = {tiling: _Loops(tiling).values() for tiling in dict.fromkeys(tilings.values())}
     new: dict[Value, Value] = {}
     for part in order.static_order():
         if isinstance(part, Node):
@@ -66,8 +83,10 @@ def _with(graph: Graph, tilings: Sequence[_Tiling]) -> Graph:
                 values = copy_node(part, tuple(new.get(v, v) for v in part.inputs))
             new |= {old: v for old, v in zip(part.outputs, values, strict=True) if old not in made}
         else:
-            given = {inner: new.get(value, value) for inner, value in part.region.given.items()}
-            new |= zip(part.region.wanted, _Loops(part, given).values(), strict=True)
+            tiling = tilings[part]
+            given = [new.get(value, value) for value in part.given.values()]
+            found = substitute(loops[tiling], dict(zip(tiling.body.inputs, given, strict=True)))
+            new |= zip(part.wanted, found, strict=True)
     results = [new.get(value, value) for value in graph.results]
     count = len(graph.outputs)
     next = zip((state for state, _ in graph.next), results[count:], strict=True)
@@ -92,15 +111,18 @@ class _Block:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Tiling:
-    """A region, and what its axes (numbers of `axes_of`) are.
+    """The body of a region, and what its axes (numbers of `axes_of`) are.
 
+    same     for each input the first one with the same operand
     outer    axes that everything has an independent part for: heads
     rows     the axis that is cut in strips
     columns  the other one of the pairs
     sums     the outputs that are sums over the rows
     """
 
-    region: Region
+    body: Graph
+    seeds: tuple[Node, ...]
+    same: tuple[int, ...]
     axes: Mapping[Value, tuple[int, ...]]
     outer: tuple[int, ...]
     rows: int
@@ -108,8 +130,8 @@ class _Tiling:
     sums: frozenset[Value]
 
     @staticmethod
-    def of(region: Region) -> _Tiling | None:
-        """The tiling of a region; None where there is no axis to be cut."""
+    def of(region: Region, same: tuple[int, ...]) -> _Tiling | None:
+        """How a region is cut; None where there is no axis to be cut."""
         body, axes = region.body, axes_of(region.body)
         first = region.seeds[0]
         extents = {number: n for value, numbers in axes.items() for number, n in zip(numbers, value.type.extents)}
@@ -129,12 +151,12 @@ class _Tiling:
         rows, columns = min(choices, key=cost)
         outer = [c for c in sums if c not in (rows, columns) and sums[c] == set()]
         outer = [c for c in outer if all(c in axes[value] for value in body.outputs)]
-        return _Tiling(region, axes, tuple(outer), rows, columns, frozenset(sums[rows] or ()))
+        return _Tiling(body, region.seeds, same, axes, tuple(outer), rows, columns, frozenset(sums[rows] or ()))
 
     @property
     def pairs(self) -> Value:
         """A value of one element for each pair."""
-        return self.region.seeds[0].output
+        return self.seeds[0].output
 
     def extent(self, number: int) -> int:
         """How long an axis is."""
@@ -147,11 +169,21 @@ class _Tiling:
         return prod(map(self.extent, self.outer))
 
     def strip(self) -> int:
-        """Rows of a strip."""
+        """Rows of a strip: as many as stay in a cache, or as make up for the sums that it adds to."""
         rows = self.extent(self.rows)
-        fits = STRIP // max(1, self.pairs.type.nbytes // (self.heads * rows))
-        least, most = ROWS
-        return min(rows, next(n for n in _halves(most, least) if n <= max(fits, least)))
+        row = self.pairs.type.nbytes // (self.heads * rows)
+        fitting = max((n for n in ROWS if n * row <= STRIP), default=ROWS[0])
+        return min(rows, next((n for n in ROWS if n >= fitting and self._sums <= SUMS * n * row), ROWS[-1]))
+
+    def adds_little(self) -> bool:
+        """Whether adding to the sums costs less than storing the pairs."""
+        rows = self.extent(self.rows)
+        return self._sums * rows <= SUMS * self.strip() * (self.pairs.type.nbytes // self.heads)
+
+    @property
+    def _sums(self) -> int:
+        """Bytes of one head's sums."""
+        return sum(value.type.nbytes for value in self.sums) // self.heads
 
     def blocks(self) -> list[_Block]:
         """The rows, cut into blocks with columns of their own where a mask says so."""
@@ -168,7 +200,7 @@ class _Tiling:
 
     def _is_needed(self, rows: range, columns: range) -> bool:
         """Whether what is made of these pairs is anything but what sums and maxima begin with."""
-        body, axes = self.region.body, self.axes
+        body, axes = self.body, self.axes
         known = ranges_of(body, axes, {self.rows: rows, self.columns: columns})
         for node in body.nodes:
             for value in node.inputs:
@@ -211,15 +243,12 @@ def _is_cut(body: Graph, axes: Mapping[Value, Sequence[int]], rows: int, sums: s
     return sums is not None and all(rows in axes[value] or value in sums for value in body.outputs)
 
 
-def _halves(most: int, least: int) -> list[int]:
-    return [most >> n for n in range(most.bit_length()) if most >> n >= least]
-
-
 def _cut(extent: int, step: int) -> list[range]:
-    """At most BLOCKS equal pieces, in whole steps, and what is left."""
-    size = -(-extent // (BLOCKS * step)) * step
+    """Equal pieces, in whole steps, and what is left."""
+    least, most = BLOCK
+    size = max(-(-extent // BLOCKS), min(-(-extent // 4), most), least)
     whole = extent // step * step
-    cuts = sorted({*range(0, whole, size), whole, extent})
+    cuts = sorted({*range(0, whole, -(-size // step) * step), whole, extent})
     return [range(start, stop) for start, stop in pairwise(cuts)]
 
 
@@ -235,37 +264,42 @@ def _joined(blocks: Sequence[_Block]) -> list[_Block]:
     return found
 
 
-def _pays(tilings: Sequence[_Tiling]) -> bool:
-    """Whether the pairs are too many to be stored, and adding to sums costs less."""
-    if sum(seed.output.type.nbytes for t in tilings for seed in t.region.seeds) < FAR:
+def _pays(found: Sequence[_Tiling | None]) -> bool:
+    """Whether all regions can be cut, their pairs are too many to be stored, and adding to sums costs less."""
+    tilings = [tiling for tiling in found if tiling is not None]
+    if len(tilings) < len(found):
         return False
-    for tiling in tilings:
-        strips = tiling.extent(tiling.rows) / tiling.strip()
-        if strips * sum(value.type.nbytes for value in tiling.sums) > SUMS * tiling.pairs.type.nbytes:
-            return False
-    return True
+    if sum(seed.output.type.nbytes for t in tilings for seed in t.seeds) < FAR:
+        return False
+    return all(t.adds_little() for t in tilings)
 
 
 # Loops -----------------------------------------------------------------------------------------------------------
 
 
 class _Loops:
-    """The loops of one tiling, on `given` operands: one over heads, around one over strips for each block of rows.
+    """The loops of one tiling, on the inputs of its body: over heads, and for each block of rows over strips of it.
 
     In between, the axes of values stand in another order: heads, rows, others.
     """
 
-    def __init__(self, tiling: _Tiling, given: Mapping[Value, Value]) -> None:
-        self.tiling, self.given = tiling, given
-        self.body, self.axes, self.rows, self.outer = tiling.region.body, tiling.axes, tiling.rows, tiling.outer
-        self.blocks = tiling.blocks()
+    def __init__(self, tiling: _Tiling) -> None:
+        self.tiling, self.body, self.axes = tiling, tiling.body, tiling.axes
+        self.rows, self.outer, self.blocks = tiling.rows, tiling.outer, tiling.blocks()
+        cut = {*self.outer, self.rows, tiling.columns}
+        known: dict[tuple[int, ...], Value] = {}
+        self.first = {  # for each input the first one of the same operand that is cut in the same way
+            inner: known.setdefault((operand, *(n if n in cut else -1 for n in self.axes[inner])), inner)
+            for inner, operand in zip(self.body.inputs, tiling.same, strict=True)
+        }
 
     def values(self) -> list[Value]:
         """What stands for the outputs of the region."""
-        with located(self.tiling.region.seeds[0].location):
-            stacks = {value: self._stack(value) for value in self.given if self._has_heads(value)}
+        with located(self.tiling.seeds[0].location):
+            read = dict.fromkeys(self.first.values())
+            stacks = {value: self._stack(value) for value in read if self._has_heads(value)}
             places = {number: self._head_positions(number) for number in self._counted(self.outer)}
-            whole = {v: self._in_order(self.given[v], self.axes[v]) for v in self.given if v not in stacks}
+            whole = {v: self._in_order(v, self.axes[v]) for v in read if v not in stacks}
 
             def head(_: Sequence[Value], slices: Sequence[Value]) -> tuple[Sequence[Value], Sequence[Value]]:
                 local = dict(zip(stacks, slices, strict=False))
@@ -293,7 +327,7 @@ class _Loops:
 
         def strip(carries: Sequence[Value], slices: Sequence[Value]) -> tuple[Sequence[Value], Sequence[Value]]:
             parts = {**local, **dict(zip(cut, slices, strict=False))}
-            given = {inner: self._restored(inner, value, block) for inner, value in parts.items()}
+            given = {inner: self._restored(inner, parts[first], block) for inner, first in self.first.items()}
             positions = {**places, self.rows: slices[-1]}
             if first:
                 here = ops.iota(shape=(columns,), axis=0, dtype=DType.I64)
@@ -307,7 +341,7 @@ class _Loops:
         name = f"{self.body.name}.strip"
         sums, stacks = _loop(name, block.strips, (*cut.values(), rows), init, strip)
         total = dict(zip(summed, sums, strict=True))
-        joined = iter([ops.reshape(v, shape=(len(block.rows), *v.shape[2:])) for v in stacks])
+        joined = iter([_shaped(v, (len(block.rows), *v.shape[2:])) for v in stacks])
         return [self._padded(v, total[v], block) if v in total else next(joined) for v in self.body.outputs]
 
     # Order of axes -----------------------------------------------------------------------------------------------
@@ -318,12 +352,11 @@ class _Loops:
         return sorted(range(len(numbers)), key=lambda axis: first.get(numbers[axis], len(first)))
 
     def _in_order(self, value: Value, numbers: Sequence[int]) -> Value:
-        order = self._order(numbers)
-        return value if order == sorted(order) else ops.transpose(value, perm=order)
+        return _moved(value, self._order(numbers))
 
     def _out_of_order(self, value: Value, numbers: Sequence[int]) -> Value:
         order = self._order(numbers)
-        return value if order == sorted(order) else ops.transpose(value, perm=[order.index(n) for n in range(len(order))])
+        return _moved(value, [order.index(axis) for axis in range(len(order))])
 
     def _has_heads(self, value: Value) -> bool:
         return not set(self.outer).isdisjoint(self.axes[value])
@@ -331,14 +364,14 @@ class _Loops:
     def _stack(self, inner: Value) -> Value:
         """An operand's parts for all heads along its first axis."""
         numbers = self.axes[inner]
-        value = self._in_order(self.given[inner], numbers)
+        value = self._in_order(inner, numbers)
         heads = tuple(map(self.tiling.extent, self.outer))
         present = [place for place, number in enumerate(self.outer) if number in numbers]
         rest = value.shape[len(present) :]
         if len(present) < len(heads):
             axes = (*present, *range(len(heads), len(heads) + len(rest)))
             value = ops.broadcast(value, shape=(*heads, *rest), axes=axes)
-        return ops.reshape(value, shape=(self.tiling.heads, *rest))
+        return _shaped(value, (self.tiling.heads, *rest))
 
     def _counted(self, numbers: Sequence[int]) -> list[int]:
         """The axes along which positions are asked for."""
@@ -349,7 +382,7 @@ class _Loops:
     def _head_positions(self, number: int) -> Value:
         heads = tuple(map(self.tiling.extent, self.outer))
         places = ops.iota(shape=heads, axis=self.outer.index(number), dtype=DType.I64)
-        return ops.reshape(places, shape=(self.tiling.heads, 1))
+        return _shaped(places, (self.tiling.heads, 1))
 
     def _shape(self, value: Value, sizes: Mapping[int, int]) -> tuple[int, ...]:
         """The shape of one head's part of a value."""
@@ -361,18 +394,18 @@ class _Loops:
         """One head's part of an operand as the body takes it: with the heads' axes, and the columns of the block."""
         numbers, columns = self.axes[inner], self.tiling.columns
         if self._has_heads(inner):
-            part = ops.reshape(part, shape=(*[1 for n in numbers if n in self.outer], *part.shape))
+            part = _shaped(part, (*[1 for n in numbers if n in self.outer], *part.shape))
         value = self._out_of_order(part, numbers)
         return _sliced(value, numbers.index(columns), block.columns) if columns in numbers else value
 
     def _without_heads(self, old: Value, value: Value) -> Value:
         value = self._in_order(value, self.axes[old])
-        return ops.reshape(value, shape=value.shape[len(self.outer) :]) if self.outer else value
+        return _shaped(value, value.shape[len(self.outer) :]) if self.outer else value
 
     def _whole(self, old: Value, stack: Value) -> Value:
         """An output from its parts for all heads."""
         heads = tuple(map(self.tiling.extent, self.outer))
-        return self._out_of_order(ops.reshape(stack, shape=(*heads, *stack.shape[1:])), self.axes[old])
+        return self._out_of_order(_shaped(stack, (*heads, *stack.shape[1:])), self.axes[old])
 
     def _padded(self, old: Value, total: Value, block: _Block) -> Value:
         """A sum for the columns of a block, with zeros for the others."""
@@ -393,8 +426,8 @@ def _loop(
 ) -> tuple[Sequence[Value], Sequence[Value]]:
     """A scan of `step(carries, slices) -> carries, results`: the last carries and the stacked results."""
     if length == 1:
-        following, results = step(init, [ops.reshape(v, shape=v.shape[1:]) for v in stacks])
-        return following, [ops.reshape(v, shape=(1, *v.shape)) for v in results]
+        following, results = step(init, [_shaped(v, v.shape[1:]) for v in stacks])
+        return following, [_shaped(v, (1, *v.shape)) for v in results]
     carries = [Value(v.type) for v in init]
     slices = [Value(v.type.with_shape(v.shape[1:])) for v in stacks]
     following, results = step(carries, slices)
@@ -403,10 +436,25 @@ def _loop(
     return outputs[: len(init)], outputs[len(init) :]
 
 
+def _shaped(value: Value, shape: Sequence[int]) -> Value:
+    """A reshape, of what was reshaped before."""
+    while value.node is not None and value.node.op.name == "reshape":
+        (value,) = value.node.inputs
+    return value if value.shape == tuple(shape) else ops.reshape(value, shape=shape)
+
+
+def _moved(value: Value, perm: Sequence[int]) -> Value:
+    """A transpose, which is a reshape where none but axes of one element move."""
+    long = [axis for axis in perm if value.shape[axis] != 1]
+    if long == sorted(long):
+        return _shaped(value, [value.shape[axis] for axis in perm])
+    return ops.transpose(value, perm=perm)
+
+
 def _cut_rows(value: Value, block: _Block) -> Value:
     """The rows of a block in strips: [rows, …] -> [strips, rows of a strip, …]."""
     rows = _sliced(value, 0, block.rows)
-    return ops.reshape(rows, shape=(block.strips, block.strip, *value.shape[1:]))
+    return _shaped(rows, (block.strips, block.strip, *value.shape[1:]))
 
 
 def _sliced(value: Value, axis: int, places: range) -> Value:

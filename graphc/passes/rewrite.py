@@ -66,12 +66,20 @@ def made_by(value: Value | None, op: str) -> Node | None:
 
 
 def repeated(value: Value | None, axes: Iterable[int]) -> Value | None:
-    """What is repeated along these axes alone, the others in their order, if a value is that."""
+    """What is repeated along these axes alone, the others in their order, if a value is that.
+
+    Axes of one element may be missing where the repetition reads it.
+    """
     spread = made_by(value, "broadcast") if value else None
     if spread is None:
         return None
-    kept = tuple(axis for axis in range(spread.output.type.rank) if axis not in axes)
-    return spread.inputs[0] if spread.attrs["axes"] == kept else None
+    (x,), shape, places = spread.inputs, spread.output.shape, spread.attrs["axes"]
+    kept = tuple(axis for axis in range(len(shape)) if axis not in axes)
+    if places == kept:
+        return x
+    reshaped = made_by(x, "reshape")
+    before = reshaped.inputs[0] if reshaped and places == tuple(a for a in kept if shape[a] != 1) else None
+    return before if before is not None and before.shape == tuple(shape[a] for a in kept) else None
 
 
 def grouped(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:

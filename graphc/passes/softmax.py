@@ -64,7 +64,8 @@ def gradient_of_softmax(node: Node) -> Value | None:
 def _subtracted_sum(x: Value) -> Node | None:
     """The sum whose negative is repeated along what was summed."""
     spread = made_by(x, "broadcast")
-    minus = made_by(spread.inputs[0], "neg") if spread else None
+    flat = made_by(spread.inputs[0], "reshape") if spread else None
+    minus = made_by(flat.inputs[0] if flat else spread.inputs[0], "neg") if spread else None
     total = made_by(minus.inputs[0], "reduce_sum") if minus else None
     return total if minus and total and repeated(x, total.attrs["axes"]) is minus.output else None
 
