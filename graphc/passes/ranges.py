@@ -34,7 +34,8 @@ def ranges_of(graph: Graph, axes: Mapping[Value, Sequence[int]], box: Mapping[in
             found[node.output] = places[0], places[-1]
         elif node.op.name == "constant":
             number = number_of(node.output)
-            found[node.output] = _any(node.output) if number is None or number != number else (number, number)
+            is_one = number is not None and not math.isnan(number)
+            found[node.output] = (number, number) if is_one else _any(node.output)
         elif node.op.name == "convert" and node.inputs[0].dtype.is_float and not node.output.dtype.is_float:
             found[node.output] = _any(node.output)
         else:
@@ -61,9 +62,13 @@ def _at_corners(f: Callable[[float, float], float]) -> Callable[[Range, Range], 
 
 
 def _quotient(x: Range, y: Range) -> Range:
-    if x == (0, 0):
+    if x[0] == x[1] == 0:
         return x  # 0 / 0, which is no number, is left out as infinities are
     return ANY if y[0] <= 0 <= y[1] else _at_corners(lambda a, b: a / b)(x, y)
+
+
+def _floor_quotient(x: Range, y: Range) -> Range:
+    return _at_corners(lambda a, b: a // b)(x, y) if y[0] > 0 else ANY
 
 
 def _exp(x: Range) -> Range:
@@ -102,6 +107,7 @@ _RULES: dict[str, Callable[..., Range]] = {
     "sub": _at_corners(lambda a, b: a - b),
     "mul": _at_corners(lambda a, b: a * b),
     "div": _quotient,
+    "floor_div": _floor_quotient,
     "maximum": _at_corners(max),
     "minimum": _at_corners(min),
     "less": lambda x, y: _ordered(x, y, True),

@@ -1,7 +1,7 @@
 """Where a graph makes something for each pair of two things' rows, and what it makes of that.
 
 The scores of attention are such *pairs*: a product whose result is far larger than its operands, elementwise work on
-it, then sums, maxima and products that are small again. A `Region` is one such stretch, from small values to small ones.
+it, then sums, maxima and products that are small again. A `Region` is one such stretch, from small to small values.
 
 Where other work stands between a forward and a backward pass, these are two regions. Pairs of the first that the second
 reads are part of both, and computed twice; small values are handed on.
@@ -28,12 +28,14 @@ class Region:
     given   what each input of `body` is outside; what is read in several places has an input for each
     wanted  what each output of `body` is outside
     seeds   the products that make the pairs
+    again   the nodes that an earlier region has, too
     """
 
     body: Graph
     given: Mapping[Value, Value]
     wanted: tuple[Value, ...]
     seeds: tuple[Node, ...]
+    again: frozenset[Node]
 
 
 @dataclass(eq=False, slots=True)
@@ -47,7 +49,6 @@ class _Stretch:
     seeds: list[Node] = field(default_factory=list)
     own: dict[Node, None] = field(default_factory=dict)
     free: dict[Node, None] = field(default_factory=dict)
-    is_known: bool = True
 
 
 def regions(graph: Graph) -> list[list[Region]]:
@@ -162,8 +163,9 @@ def _levels(graph: Graph, stretches: Sequence[_Stretch]) -> list[dict[Node, int]
     """
     own, member = _masks(s.own for s in stretches), _masks([*s.own, *s.free] for s in stretches)
     levels: list[dict[Node, int]] = [dict.fromkeys((*s.own, *s.free), 0) for s in stretches]
-    reached = member
-    for level in range(1, len(graph.nodes)):
+    reached, level = member, 0
+    while reached:
+        level += 1
         within: dict[Value, int] = {}  # made in the stretch, on this level's predecessor or later
         behind: dict[Value, int] = {}  # made of that outside
         again: dict[Node, int] = {}
@@ -176,8 +178,6 @@ def _levels(graph: Graph, stretches: Sequence[_Stretch]) -> list[dict[Node, int]
             behind.update(dict.fromkeys(node.outputs, outer))
             if outer & mine:
                 again[node] = outer & mine
-        if not again:
-            return levels
         for node, mask in again.items():
             for number in _bits(mask):
                 levels[number][node] = level
@@ -234,7 +234,7 @@ class _Part:
         """The region of which all is wanted that the level makes and others read."""
         new: dict[Value, Value] = {}
         given: dict[Value, Value] = {}
-        seeds = []
+        copies: dict[Node, Node] = {}
         for node in sorted(self.nodes, key=position.__getitem__):
             inputs = []
             for value in node.inputs:
@@ -243,11 +243,11 @@ class _Part:
                 else:
                     inputs.append(Value(value.type))
                     given[inputs[-1]] = value
-            copy = Node(node.op, tuple(inputs), node.attrs, node.location)
-            new[node.output] = copy.output
-            if node in self.stretch.seeds:
-                seeds.append(copy)
+            copies[node] = Node(node.op, tuple(inputs), node.attrs, node.location)
+            new[node.output] = copies[node].output
         wanted = tuple(node.output for node in self.own if node.output in read)
         outputs = tuple(new[value] for value in wanted)
+        seeds = tuple(copies[node] for node in self.stretch.seeds if node in copies)
+        again = frozenset(copies[node] for node in copies if self.levels.get(node, self.level) < self.level)
         body = Graph(name, tuple(given), (), topological(outputs), outputs)
-        return Region(body, given, wanted, tuple(seeds))
+        return Region(body, given, wanted, seeds, again)

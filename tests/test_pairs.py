@@ -1,0 +1,363 @@
+"""Pairs in strips: attention without its T x T scores computes attention, in less memory, whatever the mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from networks import GPT
+
+import graphc as gx
+from graphc import compare, nn, ops, optim, pipeline, reference
+from graphc.frontend.tensor import Tensor
+from graphc.ir.graph import Graph, Value, build
+from graphc.ir.op import Scan
+from graphc.ir.types import DType, TensorType
+from graphc.ir.verify import verify
+from graphc.passes import manager, pair_tiling, pairs
+from graphc.passes.axes import axes_of, resized
+from graphc.passes.pair_regions import regions
+from graphc.passes.ranges import ranges_of
+from graphc.plan import verify as verify_plan
+from graphc.runtime.feeds import examples
+
+Array = np.ndarray[Any, Any]
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+HEADS, ROWS, WIDTH = 3, 22, 2
+BEFORE = ("merge_scans", "simplify", "unroll", "fold", "cse")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs of any number, in strips of 2 or 4 rows and blocks of some 4."""
+    monkeypatch.setattr(pairs, "FAR", 0)
+    monkeypatch.setattr(pairs, "FEWEST", 0)
+    monkeypatch.setattr(pair_tiling, "STRIP", 4 * 4 * ROWS)
+    monkeypatch.setattr(pair_tiling, "ROWS", (2, 4))
+    monkeypatch.setattr(pair_tiling, "SUMS", 1 << 20)
+    monkeypatch.setattr(pair_tiling, "BLOCK", (4, 6))
+
+
+def _positions(scores: Tensor) -> tuple[Tensor, Tensor]:
+    shape = scores.value.shape
+    row, column = (Tensor(ops.iota(shape=shape, axis=len(shape) - n, dtype=DType.I64)) for n in (2, 1))
+    return row, column
+
+
+def _with_mask(keep: Callable[[Tensor, Tensor], Tensor]) -> Attention:
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ gx.swapaxes(k, -1, -2)
+        return gx.softmax(gx.where(keep(*_positions(scores)), scores, -np.inf), -1) @ v
+
+    return attention
+
+
+def _biased(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A slope for each head, as ALiBi's, whose numbers the heads count."""
+    scores = q @ gx.swapaxes(k, -1, -2)
+    row, column = _positions(scores)
+    head = Tensor(ops.iota(shape=scores.value.shape, axis=scores.ndim - 3, dtype=DType.I64))
+    return gx.softmax(scores - (row - column) * gx.exp(-(head + 1.0)), -1) @ v
+
+
+def _with_bias(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A number for each pair, the same for all heads."""
+    random = np.random.default_rng(5)
+    bias = gx.Parameter(random.standard_normal((q.shape[-2], k.shape[-2])).astype(np.float32), name="bias")
+    return gx.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def _distances(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A kernel of distances, without a maximum in front."""
+    squares = gx.sum(q * q, -1, keepdims=True) - 2 * (q @ gx.swapaxes(k, -1, -2))
+    return gx.exp(-0.1 * (squares + gx.swapaxes(gx.sum(k * k, -1, keepdims=True), -1, -2))) @ v
+
+
+FORMS: dict[str, Attention] = {
+    "full": gx.scaled_dot_product_attention,
+    "causal": lambda q, k, v: gx.scaled_dot_product_attention(q, k, v, is_causal=True),
+    "window": _with_mask(lambda row, column: (column <= row) & (row - column < 7)),
+    "band": _with_mask(lambda row, column: gx.abs(row - column) < 3),
+    "later": _with_mask(lambda row, column: column >= row - 6),
+    "blocks": _with_mask(lambda row, column: row // 7 == column // 5),
+    "bias": _with_bias,
+    "slopes": _biased,
+    "distances": _distances,
+    "logits": lambda q, k, v: gx.log_softmax(q @ gx.swapaxes(k, -1, -2), -1) @ v,
+}
+every_form = pytest.mark.parametrize("form", FORMS)
+shapes = pytest.mark.parametrize(
+    "lead, rows, columns",
+    [((2, HEADS), ROWS, ROWS), ((1, 1), ROWS, ROWS), ((HEADS,), 13, ROWS), ((HEADS, 1), ROWS, 17)],
+    ids=str,
+)
+
+
+def _tensors(lead: tuple[int, ...], rows: int, columns: int) -> list[Tensor]:
+    extents = {"q": rows, "k": columns, "v": columns, "g": rows}
+    return [gx.placeholder(name, (*lead, extent, WIDTH)) for name, extent in extents.items()]
+
+
+def _graph(form: Attention, lead: tuple[int, ...], rows: int, columns: int) -> Graph:
+    """Attention and its gradients, with something between forward and backward that no strip goes through."""
+    q, k, v, g = _tensors(lead, rows, columns)
+    found = form(q, k, v)
+    mixed = gx.sum((found @ _square()) ** 2 * g)
+    graph = gx.compile([q, k, v, g], [found, *gx.grad(mixed, [q, k, v])]).graph
+    return manager.run(graph, BEFORE)[0]
+
+
+def _square() -> Tensor:
+    return gx.constant(np.random.default_rng(6).standard_normal((WIDTH, WIDTH)).astype(np.float32))
+
+
+def _scans(graph: Graph) -> Iterator[Any]:
+    for node in graph.nodes:
+        if isinstance(node.op.kind, Scan):
+            yield node
+            yield from _scans(node.attrs["body"])
+
+
+def _largest(graph: Graph) -> int:
+    """Elements of the largest value, in steps of scans too."""
+    found = [value.type.nbytes // value.dtype.itemsize for node in graph.nodes for value in node.outputs]
+    return max([*found, *(_largest(node.attrs["body"]) for node in graph.nodes if isinstance(node.op.kind, Scan))])
+
+
+def _require_equal(after: Graph, before: Graph) -> None:
+    feeds = examples(before)
+    wanted, found = reference.run(before, feeds)[0], reference.run(after, feeds)[0]
+    for number, (array, other) in enumerate(zip(found, wanted, strict=True)):
+        compare.require_close(array, other, before, f"output {number}", scale=1.0)
+
+
+@every_form
+@shapes
+def test_pairs_in_strips_compute_the_same(form: str, lead: tuple[int, ...], rows: int, columns: int) -> None:
+    before = _graph(FORMS[form], lead, rows, columns)
+    after, _ = manager.run(before, ("tile_pairs",))
+    verify(after)
+    assert list(_scans(after)) and (_largest(after) < _largest(before) or form == "bias")
+    _require_equal(after, before)
+
+
+@every_form
+def test_native_pairs_in_strips_have_the_same_bits_for_any_number_of_threads(form: str) -> None:
+    bits = []
+    for threads in (1, 2, 5):
+        q, k, v, g = _tensors((2, HEADS), ROWS, ROWS)
+        found = FORMS[form](q, k, v)
+        slopes = gx.grad(gx.sum((found @ _square()) ** 2 * g), [q, k, v])
+        f = gx.compile([q, k, v, g], [found, *slopes], threads=threads, mode="check")
+        random = np.random.default_rng(3)
+        results = f(*(random.standard_normal(x.shape).astype(np.float32) for x in (q, k, v, g)))
+        verify_plan(f.plan.graph, f.plan)
+        loops = [loop for loop in f.plan.loops if loop.node.attrs["body"].name.endswith(".head")]
+        assert [loop.shares for loop in loops] == [threads, threads]
+        bits.append([array.tobytes() for array in results])
+    assert bits[1:] == bits[:-1]
+
+
+# What is cut, and where ------------------------------------------------------------------------------------------
+
+
+def _blocks(form: str) -> list[list[tuple[range, range]]]:
+    """The rows and columns of each block, for both regions."""
+    (parts,) = regions(_graph(FORMS[form], (1, HEADS), ROWS, ROWS))
+    tilings = [pairs._tiling(region, {}) for region in parts]
+    return [[(block.rows, block.columns) for block in tiling.blocks] for tiling in tilings if tiling is not None]
+
+
+def test_a_mask_leaves_out_columns() -> None:
+    every, ends = range(ROWS), (8, 16, 20, 22)
+    rows = [range(start, stop) for start, stop in pairwise((0, *ends))]
+    assert _blocks("full") == [[(range(20), every), (range(20, ROWS), every)]] * 2
+    assert _blocks("causal") == [[(r, range(stop)) for r, stop in zip(rows, ends, strict=True)]] * 2
+    assert _blocks("window") == [list(zip(rows, (range(8), range(16), range(8, 20), range(8, 22)), strict=True))] * 2
+    apart = [(range(16), range(16)), (range(16, 20), range(8, 16)), (range(20, 22), range(8, 20))]
+    assert _blocks("blocks") == [apart] * 2
+    assert _blocks("bias") == _blocks("slopes") == _blocks("distances") == _blocks("full")
+
+
+def test_pairs_are_not_stored_and_not_made_twice_but_where_they_are_needed_twice() -> None:
+    before = _graph(FORMS["causal"], (1, HEADS), ROWS, ROWS)
+    first, second = regions(before)[0]
+    assert [len(part.seeds) for part in (first, second)] == [1, 2]
+    assert {value.shape for value in first.wanted} == {(1, HEADS, ROWS, WIDTH), (HEADS, ROWS)}
+    assert {value.shape for value in second.wanted} == {(1, HEADS, ROWS, WIDTH)}
+
+
+def test_what_is_not_in_between_is_one_region() -> None:
+    """Where the cotangent does not wait for the result, forward and backward pass are one loop."""
+    q, k, v, g = _tensors((HEADS,), ROWS, ROWS)
+    found = FORMS["causal"](q, k, v)
+    graph = gx.compile([q, k, v, g], [found, *gx.grad(gx.sum(found * g), [q, k, v])]).graph
+    graph, _ = manager.run(graph, BEFORE)
+    ((region,),) = regions(graph)
+    assert len(region.wanted) == 4 and len(region.seeds) == 2
+    after, _ = manager.run(graph, ("tile_pairs",))
+    _require_equal(after, graph)
+
+
+@pytest.mark.parametrize("name", ["scores", "gathered", "along both"])
+def test_what_cannot_be_cut_stays_as_it_is(name: str) -> None:
+    q, k, v, _ = _tensors((HEADS,), ROWS, ROWS)
+    p = gx.softmax(q @ gx.swapaxes(k, -1, -2), -1)
+    outputs = {
+        "scores": [p @ v, p],
+        "gathered": [gx.take(p, gx.constant([1, 0]), 2), p @ v],
+        "along both": [gx.softmax(p * p, -2) @ v],
+    }[name]
+    graph, _ = manager.run(gx.compile([q, k, v], outputs).graph, BEFORE)
+    after, _ = manager.run(graph, ("tile_pairs",))
+    assert after is graph
+
+
+@pytest.mark.parametrize("dtype", [gx.float32, gx.float64], ids=str)
+def test_other_layouts(dtype: Any) -> None:
+    """Keys that all heads share, rows in front of heads, one sum over heads as well."""
+    q = gx.placeholder("q", (2, ROWS, HEADS, WIDTH), dtype)
+    k, v = (gx.placeholder(name, (2, ROWS, WIDTH), dtype) for name in "kv")
+    scores = gx.einsum("bthd,bsd->bhts", q, k)
+    row, column = _positions(scores)
+    found = gx.einsum("bhts,bsd->bthd", gx.softmax(gx.where(column <= row, scores, -np.inf), -1), v)
+    loss = gx.sum(gx.sin(found @ gx.constant(np.eye(WIDTH)[::-1].astype(dtype.numpy))))
+    f = gx.compile([q, k, v], [loss, *gx.grad(loss, [q, k, v])], mode="check", threads=2)
+    random = np.random.default_rng(0)
+    f(*(random.standard_normal(x.shape).astype(dtype.numpy) for x in (q, k, v)))
+    assert list(_scans(f.compilation().stages["tile_pairs"]))
+    assert _largest(f.compilation().stages["tile_pairs"]) < 2 * HEADS * ROWS * ROWS
+
+
+def test_second_derivatives() -> None:
+    q, k, v, _ = _tensors((HEADS,), ROWS, ROWS)
+    loss = gx.sum(gx.sin(FORMS["causal"](q, k, v)))
+    (slope,) = gx.grad(loss, [q])
+    graph = gx.compile([q, k, v], gx.grad(gx.sum(slope * slope), [q, k, v])).graph
+    graph, _ = manager.run(graph, BEFORE)
+    after, _ = manager.run(graph, ("tile_pairs",))
+    assert len([node for node in after.nodes if isinstance(node.op.kind, Scan)]) > 2
+    _require_equal(after, graph)
+
+
+def test_equal_layers_share_their_loops() -> None:
+    """Else each is fused for itself."""
+    x = gx.placeholder("x", (HEADS, ROWS, WIDTH))
+    found = x
+    for _ in range(3):
+        q, k, v = (found @ _square() for _ in range(3))
+        found = gx.sin(FORMS["causal"](q * 2, k * 3, v))
+    graph, _ = manager.run(gx.compile([x], [found, *gx.grad(gx.sum(found), [x])]).graph, pipeline.PASSES)
+    bodies = [node.attrs["body"] for node in graph.nodes if isinstance(node.op.kind, Scan)]
+    assert len(bodies) == 6 and len(set(bodies)) < 6
+
+
+def test_attention_in_the_steps_of_another_loop() -> None:
+    """A large batch is cut first, then what each strip of it makes."""
+    x = gx.placeholder("x", (4, ROWS, WIDTH))
+    w = gx.Parameter(np.eye(WIDTH, dtype=np.float32), name="w")
+
+    def step(carry: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        found = FORMS["causal"](row @ w, row, row)
+        return carry + gx.sum(found, 0), found
+
+    total, _ = gx.scan(step, gx.zeros((WIDTH,)), x)
+    loss = gx.sum(total * total)
+    f = gx.compile([x], loss, updates=optim.SGD([w], 0.1).minimize(loss), mode="check", threads=2)
+    for _ in range(2):
+        f(np.random.default_rng(0).standard_normal((4, ROWS, WIDTH)).astype(np.float32))
+    assert len(list(_scans(f.compilation().stages["tile_pairs"]))) > 2
+
+
+def test_a_network_learns_in_strips_as_it_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = []
+    for far in (0, 1 << 60):
+        monkeypatch.setattr(pairs, "FAR", far)
+        gx.manual_seed(0)
+        net = GPT(vocabulary=11, length=ROWS, width=8, heads=4)
+        x, label = (gx.placeholder(name, (2, ROWS), gx.int64) for name in ("x", "label"))
+        loss = nn.CrossEntropyLoss()(net(x), gx.flatten(label))
+        step = gx.compile([x, label], loss, updates=optim.SGD(net.parameters(), 0.5).minimize(loss), threads=2)
+        random = np.random.default_rng(0)
+        feeds = random.integers(0, 11, (2, ROWS)), random.integers(0, 11, (2, ROWS))
+        losses.append([step(*feeds) for _ in range(20)])
+        assert bool(list(_scans(step.compilation().stages["tile_pairs"]))) == (far == 0)
+    assert losses[0][-1] < 0.8 * losses[0][0]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_few_pairs_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "FAR", 16 * 1024 * 1024)
+    graph = _graph(FORMS["causal"], (1, HEADS), ROWS, ROWS)
+    assert manager.run(graph, ("tile_pairs",))[0] is graph
+
+
+def test_sums_larger_than_pairs_are_not_added_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_tiling, "SUMS", 0)
+    graph = _graph(FORMS["causal"], (1, HEADS), ROWS, ROWS)
+    assert manager.run(graph, ("tile_pairs",))[0] is graph
+
+
+# Axes and ranges -------------------------------------------------------------------------------------------------
+
+
+def test_axes_are_letters_of_one_long_einsum() -> None:
+    q, k = (Value(TensorType(DType.F32, shape), name=name) for name, shape in (("q", (8, 2)), ("k", (9, 2))))
+    scores = ops.contract(q, k, spec="mk,nk->mn")
+    top = ops.reduce_max(scores, axes=(1,))
+    spread = ops.broadcast(ops.reshape(top, shape=(8, 1)), shape=(8, 9), axes=(0, 1))
+    turned = ops.transpose(ops.sub(scores, spread), perm=(1, 0))
+    axes = axes_of(build("f", [q, k], [turned]))
+    row, width = axes[q]
+    column = axes[k][0]
+    assert axes[k] == (column, width) and axes[scores] == (row, column) and axes[top] == (row,)
+    assert axes[turned] == (column, row) and len({row, column, width}) == 3
+
+
+def test_a_reshape_that_joins_axes_makes_a_new_one() -> None:
+    x = Value(TensorType(DType.F32, (4, 3, 5)), name="x")
+    joined = ops.reshape(x, shape=(4, 1, 15))
+    axes = axes_of(build("f", [x], [joined]))
+    assert axes[joined][0] == axes[x][0] and axes[joined][2] not in axes[x]
+
+
+def test_a_resized_graph_computes_parts() -> None:
+    before = _graph(FORMS["slopes"], (HEADS,), ROWS, ROWS)
+    body = regions(before)[0][0].body
+    axes, chosen = axes_of(body), [3, 4, 5, 6, 7]
+    row = axes[body.outputs[0]][1]
+    given = {}
+    for number, value in enumerate(body.inputs):
+        shape = tuple(len(chosen) if n == row else e for n, e in zip(axes[value], value.shape, strict=True))
+        given[value] = Value(value.type.with_shape(shape), name=f"p{number}")
+    places = Value(TensorType(DType.I64, (len(chosen),)), name="places")
+    part = build("part", [*given.values(), places], resized(body, axes, {row: len(chosen)}, given, {row: places}))
+    feeds = examples(body)
+    cut = [np.take(f, chosen, axes[v].index(row)) if row in axes[v] else f for v, f in zip(given, feeds, strict=True)]
+    wanted, found = reference.run(body, feeds)[0], reference.run(part, [*cut, np.array(chosen)])[0]
+    for value, whole, array in zip(body.outputs, wanted, found, strict=True):
+        np.testing.assert_allclose(array, np.take(whole, chosen, axes[value].index(row)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["causal", "window", "band", "later", "blocks", "slopes"])
+def test_ranges_hold(form: str) -> None:
+    """Every element within a box is in the range that is said of it."""
+    graph = _graph(FORMS[form], (HEADS,), ROWS, ROWS)
+    axes = axes_of(graph)
+    seed = next(node for node in graph.nodes if node.op.name == "contract").output
+    _, row, column = axes[seed]
+    values = [value for node in graph.nodes for value in node.outputs]
+    every = Graph(graph.name, graph.inputs, (), graph.nodes, tuple(values))
+    arrays = dict(zip(values, reference.run(every, examples(graph))[0], strict=True))
+    known = 0
+    for box in ({row: range(a, a + 6), column: range(b, b + 5)} for a in range(0, 16, 5) for b in range(0, 17, 4)):
+        for value, (least, greatest) in ranges_of(graph, axes, box).items():
+            part = arrays[value].astype(np.float64)
+            for axis, number in enumerate(axes[value]):
+                part = np.take(part, box.get(number, range(part.shape[axis])), axis)
+            assert part.size == 0 or (least <= part.min() and part.max() <= greatest), (value.type, box)
+            known += least == greatest and value.shape == seed.shape
+    assert known >= 20
