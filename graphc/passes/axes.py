@@ -9,8 +9,7 @@ A graph with other extents for some of them computes the same on parts of its op
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
-from operator import mul
+from math import prod
 
 from graphc import ops
 from graphc.ir.graph import Graph, Node, Value
@@ -79,24 +78,19 @@ def _pairs(node: Node) -> Iterator[tuple[int, int]]:
         case "transpose":
             yield from ((a, b) for b, a in enumerate(node.attrs["perm"]))
         case "reshape":
-            starts = [{n: a for a, n in reversed(list(enumerate(_before(v))))} for v in (x, out)]
-            for start in starts[0].keys() & starts[1].keys():
-                a, b = _longer(x, starts[0][start]), _longer(out, starts[1][start])
-                if a is not None and b is not None and x.shape[a] == out.shape[b]:
-                    yield a, b
+            before, after = x.type.extents, out.type.extents
+            for axis, extent in enumerate(before):
+                place = behind(after, prod(before[:axis])) if extent > 1 else None
+                if place is not None and after[place] == extent:
+                    yield axis, place
         case _:
             kept = [axis for axis in range(x.type.rank) if axis not in node.attrs["axes"]]
             yield from ((a, b) for b, a in enumerate(kept))
 
 
-def _before(value: Value) -> list[int]:
-    """How many elements there are before each axis."""
-    return list(accumulate(value.type.extents, mul, initial=1))[:-1]
-
-
-def _longer(value: Value, first: int) -> int | None:
-    """The first axis from `first` on with more than one element."""
-    return next((axis for axis in range(first, value.type.rank) if value.shape[axis] != 1), None)
+def behind(extents: Sequence[int], count: int) -> int | None:
+    """The axis of more than one element that has so many elements before it."""
+    return next((a for a, extent in enumerate(extents) if extent > 1 and prod(extents[:a]) == count), None)
 
 
 def resized(

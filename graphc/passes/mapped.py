@@ -19,6 +19,7 @@ from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.op import Contraction, Elementwise, Generator, Opaque, Reduction, Scan
 from graphc.ops.contraction import letters
 from graphc.ops.control import Parts
+from graphc.passes.axes import behind
 
 
 class Role(enum.Enum):
@@ -114,13 +115,8 @@ def _reshape(node: Node, axes: Axes) -> Found:
     """The axis with as many elements before it: there the batch is outermost, too."""
     (axis,) = axes
     assert axis is not None
-    place = _behind(node.output.type.extents, prod(node.inputs[0].type.extents[:axis]))
+    place = behind(node.output.type.extents, prod(node.inputs[0].type.extents[:axis]))
     return Role.OTHER if place is None else place
-
-
-def _behind(extents: Sequence[int], count: int) -> int | None:
-    """The axis of more than one element that has so many elements before it."""
-    return next((a for a, extent in enumerate(extents) if extent > 1 and prod(extents[:a]) == count), None)
 
 
 def _slice(node: Node, axes: Axes) -> Found:
@@ -203,7 +199,7 @@ def axis_before(node: Node, axis: int) -> int | None:
     if node.op.name != "reshape":
         return None
     before, after = node.inputs[0].type.extents, node.output.type.extents
-    place = _behind(before, prod(after[:axis]))
+    place = behind(before, prod(after[:axis]))
     return place if place is not None and before[place] == after[axis] else None
 
 

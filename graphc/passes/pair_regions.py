@@ -247,7 +247,10 @@ class _Part:
             new[node.output] = copies[node].output
         wanted = tuple(node.output for node in self.own if node.output in read)
         outputs = tuple(new[value] for value in wanted)
-        seeds = tuple(copies[node] for node in self.stretch.seeds if node in copies)
-        again = frozenset(copies[node] for node in copies if self.levels.get(node, self.level) < self.level)
-        body = Graph(name, tuple(given), (), topological(outputs), outputs)
-        return Region(body, given, wanted, seeds, again)
+        nodes = topological(outputs)  # without what only a later region reads: it makes that again
+        used = {value for node in nodes for value in node.inputs}
+        given = {inner: value for inner, value in given.items() if inner in used}
+        needed = {node: copy for node, copy in copies.items() if copy in set(nodes)}
+        again = frozenset(copy for node, copy in needed.items() if self.levels.get(node, self.level) < self.level)
+        seeds = tuple(needed[node] for node in self.stretch.seeds if node in needed)
+        return Region(Graph(name, tuple(given), (), nodes, outputs), given, wanted, seeds, again)

@@ -69,7 +69,7 @@ class Tiling:
         sums = {number: _sums(body, axes, number) for number in axes[first.output] if extents[number] > 1}
         left, right = (set(axes[value]) for value in first.inputs)
         crossings = [*product(left - right, right - left), *product(right - left, left - right)]
-        choices = [(r, c) for r, c in crossings if c in sums and _is_cut(body, axes, r, sums.get(r))]
+        choices = [(r, c) for r, c in crossings if c in sums and _is_cut(body, axes, r, c, sums.get(r))]
         if not choices:
             return None
 
@@ -79,7 +79,6 @@ class Tiling:
 
         rows, columns = min(choices, key=cost)
         heads = [c for c in sums if c not in (rows, columns) and sums[c] == set()]
-        heads = [c for c in heads if all(c in axes[value] for value in body.outputs)]
         return Tiling(region, same, axes, tuple(heads), rows, columns, frozenset(sums[rows] or ()))
 
     @property
@@ -186,9 +185,11 @@ def _sums(body: Graph, axes: Mapping[Value, Sequence[int]], number: int) -> set[
     return None if any(value in found for node in body.nodes for value in node.inputs) else found
 
 
-def _is_cut(body: Graph, axes: Mapping[Value, Sequence[int]], rows: int, sums: set[Value] | None) -> bool:
-    """Whether all that is wanted has rows, or is a sum over them."""
-    return sums is not None and all(rows in axes[value] or value in sums for value in body.outputs)
+def _is_cut(body: Graph, axes: Mapping[Value, Sequence[int]], rows: int, columns: int, sums: set[Value] | None) -> bool:
+    """Whether all that is wanted is a sum over the rows, or has rows, and no columns that might be left out."""
+    if sums is None:
+        return False
+    return all(value in sums or (rows in axes[value] and columns not in axes[value]) for value in body.outputs)
 
 
 def _cut(extent: int, step: int) -> list[range]:

@@ -17,7 +17,7 @@ Heads are independent, so that threads take whole ones. How rows are cut depends
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 
 from graphc.ir.graph import Graph, Node, Value, build, copy_node, substitute
 from graphc.ir.op import Contraction, Reduction
@@ -41,19 +41,25 @@ def tile_pairs(graph: Graph) -> Graph:
     is large. After: a scan over strips of `%q`.
     """
     known: dict[Hashable, Tiling | None] = {}
-    found: dict[Region, Tiling] = {}
+    stretches = []
     for parts in regions(graph):
         tilings = [_tiling(region, known) for region in parts]
         if _pays(tilings):
-            found |= {region: tiling for region, tiling in zip(parts, tilings, strict=True) if tiling}
-    return _with(graph, found) if found else graph
+            stretches.append({region: tiling for region, tiling in zip(parts, tilings, strict=True) if tiling})
+    while stretches:
+        try:
+            return _with(graph, {region: tiling for stretch in stretches for region, tiling in stretch.items()})
+        except CycleError as error:  # two that wait for each other: neither is one loop
+            stretches = [stretch for stretch in stretches if stretch.keys().isdisjoint(error.args[1])]
+    return graph
 
 
 def _tiling(region: Region, known: dict[Hashable, Tiling | None]) -> Tiling | None:
     """The tiling of a region; one for all that are equal, as those of repeated layers."""
     operands = list(region.given.values())
     same = tuple(map(operands.index, operands))
-    key = signature(region.body), same
+    again = tuple(number for number, node in enumerate(region.body.nodes) if node in region.again)
+    key = signature(region.body), same, again
     if key not in known:
         known[key] = Tiling.of(region, same)
     return known[key]
@@ -66,9 +72,10 @@ def _with(graph: Graph, tilings: Mapping[Region, Tiling]) -> Graph:
     operands |= {region: tuple(region.given.values()) for region in tilings}
     before = {part: [made.get(v, v.node) for v in values] for part, values in operands.items()}
     order = TopologicalSorter({part: [p for p in parts if p is not None] for part, parts in before.items()})
+    parts = tuple(order.static_order())
     made_of = {tiling: loops(tiling) for tiling in dict.fromkeys(tilings.values())}
     new: dict[Value, Value] = {}
-    for part in order.static_order():
+    for part in parts:
         if isinstance(part, Node):
             with located(part.location):
                 values = copy_node(part, tuple(new.get(v, v) for v in part.inputs))

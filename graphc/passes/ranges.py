@@ -3,7 +3,8 @@
 Before: `%2 = less_equal %column, %row`, `%4 = where %2, %score, %minus_infinity`, `%6 = exp (sub %4, %top)`
 After:  for rows 0 to 7 and columns 8 to 15: %2 is false, %4 is -inf, %6 is 0.
 
-What is not known is taken for any finite number: an infinity or NaN among the operands can leave its range.
+What is not known is taken for any finite number, and so are integers that do not fit their type; floats are rounded
+outwards. An infinity or NaN among the operands, or from an overflow, can leave its range.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 
-from graphc.ir.graph import Graph, Value
+import numpy as np
+
+from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.types import DType
 from graphc.passes.fold import number_of
 
@@ -21,31 +24,60 @@ Range = tuple[float, float]  # the least and the greatest; a bool is 0 or 1
 LARGEST = 1.7976931348623157e308
 ANY: Range = (-LARGEST, LARGEST)
 MAYBE: Range = (0, 1)
+NORMAL = 87.0  # e**x is a normal float32 up to here, and down to -87
+ERROR = 1e-6  # of exp, relative
 
 
 def ranges_of(graph: Graph, axes: Mapping[Value, Sequence[int]], box: Mapping[int, range]) -> dict[Value, Range]:
     """The range of each node's value where the axes with the numbers in `box` are at positions within it."""
     found: dict[Value, Range] = {}
     for node in graph.nodes:
-        given = [found.get(value) or _any(value) for value in node.inputs]
-        if node.op.name == "iota":
-            axis = node.attrs["axis"]
-            places = box.get(axes[node.output][axis], range(node.output.type.extents[axis]))
-            found[node.output] = places[0], places[-1]
-        elif node.op.name == "constant":
-            number = number_of(node.output)
-            is_one = number is not None and not math.isnan(number)
-            found[node.output] = (number, number) if is_one else _any(node.output)
-        elif node.op.name == "convert" and node.inputs[0].dtype.is_float and not node.output.dtype.is_float:
-            found[node.output] = _any(node.output)
-        else:
-            rule = _RULES.get(node.op.name)
-            found[node.output] = rule(*given) if rule else _any(node.output)
+        out = node.output
+        found[out] = _in_type(_range(node, axes, box, [found.get(v) or _any(v.dtype) for v in node.inputs]), out.dtype)
     return found
 
 
-def _any(value: Value) -> Range:
-    return MAYBE if value.dtype is DType.BOOL else ANY
+def _range(node: Node, axes: Mapping[Value, Sequence[int]], box: Mapping[int, range], given: Sequence[Range]) -> Range:
+    """The range of a node's exact results."""
+    name, out = node.op.name, node.output
+    match name:
+        case "iota":
+            axis = node.attrs["axis"]
+            places = box.get(axes[out][axis], range(out.type.extents[axis]))
+            return places[0], places[-1]
+        case "constant":
+            number = number_of(out)
+            return (number, number) if number is not None and not math.isnan(number) else _any(out.dtype)
+        case "convert" if out.dtype is DType.BOOL:
+            return _not(_equal(given[0], (0, 0)))
+        case "convert" if out.dtype.is_int and node.inputs[0].dtype.is_float:
+            return ANY
+    rule = _RULES.get(name)
+    return rule(*given) if rule else _any(out.dtype)
+
+
+def _in_type(exact: Range, dtype: DType) -> Range:
+    """The range of results in their type."""
+    if dtype.is_float:
+        return _rounded(exact[0], dtype, -math.inf), _rounded(exact[1], dtype, math.inf)
+    if dtype.is_int:
+        limits = np.iinfo(dtype.numpy)
+        return exact if limits.min <= exact[0] and exact[1] <= limits.max else ANY
+    return exact
+
+
+def _rounded(number: float, dtype: DType, outwards: float) -> float:
+    """A bound that holds for rounded results, too."""
+    limits = np.finfo(dtype.numpy)
+    if number == 0 or abs(number) >= float(limits.max):
+        return number
+    near = dtype.numpy.type(number)
+    is_exact = near == number and (dtype is not DType.F64 or (number == int(number) and abs(number) < 2**52))
+    return float(near if is_exact else np.nextafter(near, dtype.numpy.type(outwards)))
+
+
+def _any(dtype: DType) -> Range:
+    return MAYBE if dtype is DType.BOOL else ANY
 
 
 def _at_corners(f: Callable[[float, float], float]) -> Callable[[Range, Range], Range]:
@@ -72,8 +104,11 @@ def _floor_quotient(x: Range, y: Range) -> Range:
 
 
 def _exp(x: Range) -> Range:
-    least, greatest = (math.exp(min(end, 709.0)) for end in x)
-    return least, LARGEST if x[1] > 709 else greatest
+    """A little more than a kernel's error on each side; 0 at -inf alone for sure."""
+    if x[1] == -math.inf:
+        return 0, 0
+    low, high = (math.exp(min(max(end, -NORMAL), NORMAL)) for end in x)
+    return low * (1 - ERROR) if x[0] > -NORMAL else 0, LARGEST if x[1] > NORMAL else high * (1 + ERROR)
 
 
 def _ordered(x: Range, y: Range, is_strict: bool) -> Range:
