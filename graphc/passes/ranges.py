@@ -72,7 +72,7 @@ def _rounded(number: float, dtype: DType, outwards: float) -> float:
     if number == 0 or abs(number) >= float(limits.max):
         return number
     near = dtype.numpy.type(number)
-    is_exact = near == number and (dtype is not DType.F64 or (number == int(number) and abs(number) < 2**52))
+    is_exact = float(near) == number and (dtype is not DType.F64 or (number == int(number) and abs(number) < 2**52))
     return float(near if is_exact else np.nextafter(near, dtype.numpy.type(outwards)))
 
 
