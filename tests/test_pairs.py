@@ -136,7 +136,11 @@ def _require_equal(after: Graph, before: Graph) -> None:
 
 @every_form
 @shapes
-def test_pairs_in_strips_compute_the_same(form: str, lead: tuple[int, ...], rows: int, columns: int) -> None:
+@pytest.mark.parametrize("part", [1, 32])
+def test_pairs_in_strips_compute_the_same(
+    form: str, lead: tuple[int, ...], rows: int, columns: int, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair_tiling, "PART", part)
     before = _graph(FORMS[form], lead, rows, columns)
     after, _ = manager.run(before, ("tile_pairs",))
     verify(after)
@@ -145,7 +149,11 @@ def test_pairs_in_strips_compute_the_same(form: str, lead: tuple[int, ...], rows
 
 
 @every_form
-def test_native_pairs_in_strips_have_the_same_bits_for_any_number_of_threads(form: str) -> None:
+@pytest.mark.parametrize("part", [1, 32])
+def test_native_pairs_in_strips_have_the_same_bits_for_any_number_of_threads(
+    form: str, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair_tiling, "PART", part)
     bits = []
     for threads in (1, 2, 5):
         q, k, v, g = _tensors((2, HEADS), ROWS, ROWS)
@@ -155,8 +163,9 @@ def test_native_pairs_in_strips_have_the_same_bits_for_any_number_of_threads(for
         random = np.random.default_rng(3)
         results = f(*(random.standard_normal(x.shape).astype(np.float32) for x in (q, k, v, g)))
         verify_plan(f.plan.graph, f.plan)
-        loops = [loop for loop in f.plan.loops if loop.node.attrs["body"].name.endswith(".head")]
-        assert [loop.shares for loop in loops] == [threads, threads]
+        parts = 2 if part == 1 else 2 * HEADS
+        assert [loop.node.attrs["length"] for loop in f.plan.loops] == [parts, parts]
+        assert [loop.shares for loop in f.plan.loops] == [min(threads, parts)] * 2
         bits.append([array.tobytes() for array in results])
     assert bits[1:] == bits[:-1]
 
@@ -287,7 +296,10 @@ def test_one_tensor_may_be_queries_keys_and_values() -> None:
     graph, _ = manager.run(gx.compile([x], [found, *gx.grad(gx.sum(gx.sin(found)), [x])]).graph, BEFORE)
     after, _ = manager.run(graph, ("tile_pairs",))
     heads = [node for node in after.nodes if isinstance(node.op.kind, Scan)]
-    assert [node.attrs["slices"] for node in heads] == [2, 5]  # x as rows and as columns; top, sum and a slope
+    assert [node.attrs["slices"] for node in heads] == [
+        4 + 1,
+        4 * 4 + 1,
+    ]  # rows of 4 blocks, and x; again with top, sum and slope
     _require_equal(after, graph)
 
 
@@ -335,6 +347,18 @@ def test_a_network_learns_in_strips_as_it_does_without(monkeypatch: pytest.Monke
         assert bool(list(_scans(step.compilation().stages["tile_pairs"]))) == (far == 0)
     assert losses[0][-1] < 0.8 * losses[0][0]
     np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize("heads, shares", [(1, 8), (2, 4), (3, 4), (4, 2), (7, 2), (8, 1), (24, 1)])
+def test_few_heads_are_shared_by_rows(heads: int, shares: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_tiling, "PART", 1)
+    (parts,) = regions(_graph(FORMS["causal"], (1, heads), 64, 64))
+    for region in parts:
+        tiling = pairs._tiling(region, {})
+        assert tiling is not None and tiling.shares == shares
+        assert all(len(block.rows) % (shares * block.strip) == 0 for block in tiling.blocks)
+    (parts,) = regions(_graph(FORMS["causal"], (1, heads), 61, 61))  # no two parts are equal
+    assert [tiling.shares for tiling in (pairs._tiling(region, {}) for region in parts) if tiling] == [1, 1]
 
 
 def test_few_pairs_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:

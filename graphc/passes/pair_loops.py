@@ -1,4 +1,4 @@
-"""The loops of one tiling: a scan over heads, in its step for each block of rows a scan over strips of it.
+"""The loops of one tiling: over shares of the rows, over heads, and for each block of rows over strips of it.
 
 Before: the body of a region, `%2 = contract %q, %k spec="abmk,abnk->abmn"` and what follows, for all pairs
 After:  a step that does the same for 1 x 1 x 64 x 512 of them, on slices of `%q`; sums are added up in its carries.
@@ -24,6 +24,10 @@ def loops(tiling: Tiling) -> list[Value]:
     return _Loops(tiling).values()
 
 
+What = Value | int  # an input of the body, or the number of an axis whose positions are asked for
+Parts = Mapping[tuple[What, Block | None], Value]  # what stands for it in a loop; rows stand apart for each block
+
+
 class _Loops:
     """What the loops of one tiling are made of.
 
@@ -39,57 +43,125 @@ class _Loops:
             inner: known.setdefault((operand, *(n if n in cut else -1 for n in self.axes[inner])), inner)
             for inner, operand in zip(self.body.inputs, tiling.same, strict=True)
         }
+        self.summed = [value for value in self.body.outputs if value in tiling.sums]
+        self.stacked = [value for value in self.body.outputs if value not in tiling.sums]
 
     def values(self) -> list[Value]:
         """What stands for the outputs of the region."""
+        inputs = dict.fromkeys(self.first.values())
         with located(self.tiling.region.seeds[0].location):
-            read = dict.fromkeys(self.first.values())
-            stacks = {value: self._stack(value) for value in read if self._has_heads(value)}
-            places = {number: self._head_positions(number) for number in self._counted(self.heads)}
-            whole = {v: self._in_order(v, self.axes[v]) for v in read if v not in stacks}
+            rows: list[What] = [*filter(self._has_rows, inputs), self.rows]
+            shares = {(what, block): self._shares(what, block) for what in rows for block in self.blocks}
+            whole: Parts = {(v, None): self._stack(v) for v in inputs if not self._has_rows(v)}
 
-            def head(_: Sequence[Value], slices: Sequence[Value]) -> tuple[Sequence[Value], Sequence[Value]]:
-                local = dict(zip(stacks, slices, strict=False))
-                return (), self._head({**whole, **local}, dict(zip(places, slices[len(stacks) :], strict=True)))
+            def share(_: Sequence[Value], slices: Sequence[Value]) -> tuple[Sequence[Value], Sequence[Value]]:
+                return (), self._share({**whole, **dict(zip(shares, slices, strict=True))})
 
-            name = f"{self.body.name}.head"
-            _, found = _loop(name, self.tiling.count, (*stacks.values(), *places.values()), (), head)
-            return [self._whole(old, value) for old, value in zip(self.body.outputs, found, strict=True)]
+            name = f"{self.body.name}.share"
+            _, found = _loop(name, self.tiling.shares, (*shares.values(),), (), share)
+            made = {old: self._total(value) for old, value in zip(self.summed, found, strict=False)}
+            for number, old in enumerate(self.stacked):
+                start = len(self.summed) + number * len(self.blocks)
+                made[old] = self._rows(found[start : start + len(self.blocks)])
+            return [self._whole(old, made[old]) for old in self.body.outputs]
 
-    def _head(self, local: Mapping[Value, Value], places: Mapping[int, Value]) -> list[Value]:
-        """The outputs for one head."""
-        found = [self._block(block, local, places) for block in self.blocks]
-        return [
-            _total(parts) if old in self.tiling.sums else _after_each_other(parts)
-            for old, parts in zip(self.body.outputs, zip(*found, strict=True), strict=True)
-        ]
+    def _share(self, parts: Parts) -> Sequence[Value]:
+        """Sums over one share of the rows, and its part of each block of the other outputs, for all heads."""
+        heads = {key: value for key, value in parts.items() if self._has_heads(key[0])}
+        heads |= {(number, None): self._head_positions(number) for number in self._counted()}
 
-    def _block(self, block: Block, local: Mapping[Value, Value], places: Mapping[int, Value]) -> list[Value]:
-        """The outputs for the rows of one block: their rows, and sums over them."""
-        cut = {v: _cut_rows(value, block) for v, value in local.items() if self.rows in self.axes[v]}
-        rows = _cut_rows(ops.iota(shape=(self.tiling.extent(self.rows),), axis=0, dtype=DType.I64), block)
+        def head(_: Sequence[Value], slices: Sequence[Value]) -> tuple[Sequence[Value], Sequence[Value]]:
+            local = {**parts, **dict(zip(heads, slices, strict=True))}
+            found = [self._block(b, {what: v for (what, i), v in local.items() if i in (b, None)}) for b in self.blocks]
+            sums = [reduce(ops.add, values) for values in zip(*(sums for sums, _ in found), strict=True)]
+            return (), [
+                *sums,
+                *(value for values in zip(*(rows for _, rows in found), strict=True) for value in values),
+            ]
+
+        _, found = _loop(f"{self.body.name}.head", self.tiling.count, (*heads.values(),), (), head)
+        return found
+
+    def _block(self, block: Block, local: Mapping[What, Value]) -> tuple[list[Value], list[Value]]:
+        """For the rows of one block, one head and one share: sums over them, and the other outputs."""
+        cut = {what: _strips(value, block.strip) for what, value in local.items() if self._has_rows(what)}
         columns, start = len(block.columns), block.columns.start
         sizes = {**dict.fromkeys(self.heads, 1), self.rows: block.strip, self.tiling.columns: columns}
-        summed = [value for value in self.body.outputs if value in self.tiling.sums]
 
         def strip(carries: Sequence[Value], slices: Sequence[Value]) -> tuple[Sequence[Value], Sequence[Value]]:
-            parts = {**local, **dict(zip(cut, slices, strict=False))}
+            parts = {**local, **dict(zip(cut, slices, strict=True))}
             given = {inner: self._restored(inner, parts[first], block) for inner, first in self.first.items()}
-            positions = {**places, self.rows: slices[-1]}
+            positions = {what: value for what, value in parts.items() if isinstance(what, int)}
             if start:
                 here = ops.iota(shape=(columns,), axis=0, dtype=DType.I64)
                 positions[self.tiling.columns] = ops.add(here, ops.full_like(here, start))
             made = dict(zip(self.body.outputs, resized(self.body, self.axes, sizes, given, positions), strict=True))
             flat = {old: self._without_heads(old, value) for old, value in made.items()}
-            following = [ops.add(carry, flat[old]) for carry, old in zip(carries, summed, strict=True)]
-            return following, [value for old, value in flat.items() if old not in self.tiling.sums]
+            following = [ops.add(carry, flat[old]) for carry, old in zip(carries, self.summed, strict=True)]
+            return following, [flat[old] for old in self.stacked]
 
-        init = [ops.full(self._shape(value, sizes), 0, value.dtype) for value in summed]
-        name = f"{self.body.name}.strip"
-        sums, stacks = _loop(name, block.strips, (*cut.values(), rows), init, strip)
-        total = dict(zip(summed, sums, strict=True))
-        joined = iter([_shaped(v, (len(block.rows), *v.shape[2:])) for v in stacks])
-        return [self._padded(v, total[v], block) if v in total else next(joined) for v in self.body.outputs]
+        init = [ops.full(self._shape(value, sizes), 0, value.dtype) for value in self.summed]
+        count = len(block.rows) // (self.tiling.shares * block.strip)
+        sums, rows = _loop(f"{self.body.name}.strip", count, (*cut.values(),), init, strip)
+        padded = [self._padded(old, total, block) for old, total in zip(self.summed, sums, strict=True)]
+        return padded, [_shaped(v, (v.shape[0] * v.shape[1], *v.shape[2:])) for v in rows]
+
+    # Shares and heads --------------------------------------------------------------------------------------------
+
+    def _shares(self, what: What, block: Block) -> Value:
+        """The rows of a block in equal shares: [shares, heads (where it has any), rows, …]."""
+        if isinstance(what, int):
+            value = ops.iota(shape=(self.tiling.extent(what),), axis=0, dtype=DType.I64)
+        else:
+            value = self._stack(what)
+        axis = int(self._has_heads(what))
+        part = _sliced(value, axis, block.rows)
+        size = len(block.rows) // self.tiling.shares
+        part = _shaped(part, (*part.shape[:axis], self.tiling.shares, size, *part.shape[axis + 1 :]))
+        return _moved(part, [axis, *(other for other in range(part.type.rank) if other != axis)])
+
+    def _rows(self, blocks: Sequence[Value]) -> Value:
+        """[heads, rows, …] of the shares of each block."""
+        parts = []
+        for value in blocks:
+            shares, heads, size, *rest = value.shape
+            moved = _moved(value, [1, 0, *range(2, value.type.rank)])
+            parts.append(_shaped(moved, (heads, shares * size, *rest)))
+        return ops.concat(*parts, axis=1) if len(parts) > 1 else parts[0]
+
+    def _total(self, shares: Value) -> Value:
+        return ops.reduce_sum(shares, axes=(0,)) if self.tiling.shares > 1 else _shaped(shares, shares.shape[1:])
+
+    def _has_rows(self, what: What) -> bool:
+        return what == self.rows if isinstance(what, int) else self.rows in self.axes[what]
+
+    def _has_heads(self, what: What) -> bool:
+        return not isinstance(what, int) and not set(self.heads).isdisjoint(self.axes[what])
+
+    def _stack(self, inner: Value) -> Value:
+        """An operand's parts for all heads along its first axis; as it is where it has no heads."""
+        numbers = self.axes[inner]
+        value = self._in_order(inner, numbers)
+        if not self._has_heads(inner):
+            return value
+        heads = tuple(map(self.tiling.extent, self.heads))
+        present = [place for place, number in enumerate(self.heads) if number in numbers]
+        rest = value.shape[len(present) :]
+        if len(present) < len(heads):
+            axes = (*present, *range(len(heads), len(heads) + len(rest)))
+            value = ops.broadcast(value, shape=(*heads, *rest), axes=axes)
+        return _shaped(value, (self.tiling.count, *rest))
+
+    def _counted(self) -> list[int]:
+        """The axes of heads along which positions are asked for."""
+        iotas = [node for node in self.body.nodes if node.op.name == "iota"]
+        found = {self.axes[node.output][node.attrs["axis"]] for node in iotas}
+        return [number for number in self.heads if number in found]
+
+    def _head_positions(self, number: int) -> Value:
+        heads = tuple(map(self.tiling.extent, self.heads))
+        places = ops.iota(shape=heads, axis=self.heads.index(number), dtype=DType.I64)
+        return _shaped(places, (self.tiling.count, 1))
 
     # Order of axes -----------------------------------------------------------------------------------------------
 
@@ -104,32 +176,6 @@ class _Loops:
     def _out_of_order(self, value: Value, numbers: Sequence[int]) -> Value:
         order = self._order(numbers)
         return _moved(value, [order.index(axis) for axis in range(len(order))])
-
-    def _has_heads(self, value: Value) -> bool:
-        return not set(self.heads).isdisjoint(self.axes[value])
-
-    def _stack(self, inner: Value) -> Value:
-        """An operand's parts for all heads along its first axis."""
-        numbers = self.axes[inner]
-        value = self._in_order(inner, numbers)
-        heads = tuple(map(self.tiling.extent, self.heads))
-        present = [place for place, number in enumerate(self.heads) if number in numbers]
-        rest = value.shape[len(present) :]
-        if len(present) < len(heads):
-            axes = (*present, *range(len(heads), len(heads) + len(rest)))
-            value = ops.broadcast(value, shape=(*heads, *rest), axes=axes)
-        return _shaped(value, (self.tiling.count, *rest))
-
-    def _counted(self, numbers: Sequence[int]) -> list[int]:
-        """The axes along which positions are asked for."""
-        iotas = [node for node in self.body.nodes if node.op.name == "iota"]
-        found = {self.axes[node.output][node.attrs["axis"]] for node in iotas}
-        return [number for number in numbers if number in found]
-
-    def _head_positions(self, number: int) -> Value:
-        heads = tuple(map(self.tiling.extent, self.heads))
-        places = ops.iota(shape=heads, axis=self.heads.index(number), dtype=DType.I64)
-        return _shaped(places, (self.tiling.count, 1))
 
     def _shape(self, value: Value, sizes: Mapping[int, int]) -> tuple[int, ...]:
         """The shape of one head's part of a value."""
@@ -198,10 +244,9 @@ def _moved(value: Value, perm: Sequence[int]) -> Value:
     return ops.transpose(value, perm=perm)
 
 
-def _cut_rows(value: Value, block: Block) -> Value:
-    """The rows of a block in strips: [rows, …] -> [strips, rows of a strip, …]."""
-    rows = _sliced(value, 0, block.rows)
-    return _shaped(rows, (block.strips, block.strip, *value.shape[1:]))
+def _strips(value: Value, size: int) -> Value:
+    """Rows in strips: [rows, …] -> [strips, rows of a strip, …]."""
+    return _shaped(value, (value.type.extents[0] // size, size, *value.shape[1:]))
 
 
 def _sliced(value: Value, axis: int, places: range) -> Value:
@@ -211,11 +256,3 @@ def _sliced(value: Value, axis: int, places: range) -> Value:
     start = [places.start if n == axis else 0 for n in range(rank)]
     stop = [places.stop if n == axis else shape[n] for n in range(rank)]
     return ops.slice(value, start=start, stop=stop, step=[1] * rank)
-
-
-def _after_each_other(parts: Sequence[Value]) -> Value:
-    return ops.concat(*parts, axis=0) if len(parts) > 1 else parts[0]
-
-
-def _total(parts: Sequence[Value]) -> Value:
-    return reduce(ops.add, parts)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
-from math import prod
+from math import gcd, prod
 
 from graphc.ir.graph import Graph, Node, Value
 from graphc.ir.op import Contraction, Reduction
@@ -22,7 +22,9 @@ STRIP = 512 * 1024  # bytes of a strip of pairs, of which there are some three a
 ROWS = (16, 32, 64, 128)  # of a strip: fewer keep no register tile busy, more are of no use
 SUMS = 2  # bytes of sums that a strip may add to, for each byte of its pairs
 BLOCK = (256, 512)  # rows of a block, of which there are 4 where it would not be larger
-BLOCKS = 8  # at most: each is compiled for itself
+BLOCKS = 8  # at most, and one of what is left: each is compiled for itself
+SHARED = 8  # heads that threads can share; where there are fewer, they share rows, too
+PART = 32  # rows of a block's part
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +34,6 @@ class Block:
     rows: range
     columns: range
     strip: int
-
-    @property
-    def strips(self) -> int:
-        return len(self.rows) // self.strip
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,16 +119,33 @@ class Tiling:
     @cached_property
     def blocks(self) -> list[Block]:
         """The rows, cut into blocks with columns of their own where a mask says so."""
-        strip, columns = self.strip, self.extent(self.columns)
         found = []
-        for rows in _cut(self.extent(self.rows), strip):
-            cuts = _cut(columns, strip)
+        for rows, columns in self._bands:
+            part = len(rows) // self.shares
+            found.append(Block(rows, columns, part if part <= self.strip else gcd(part, self.strip)))
+        return found
+
+    @cached_property
+    def shares(self) -> int:
+        """Equal parts of each block's rows that threads can take; 1 where heads are enough."""
+        counts = [n for n in (2, 4, 8) if self.count * n < 2 * SHARED and all(_parts(r, n) for r, _ in self._bands)]
+        return counts[-1] if counts and self.count < SHARED else 1
+
+    @cached_property
+    def _bands(self) -> list[tuple[range, range]]:
+        """Rows and the columns that they need."""
+        found: list[tuple[range, range]] = []
+        for rows in _cut(self.extent(self.rows), self.strip):
+            cuts = _cut(self.extent(self.columns), self.strip)
             while len(cuts) > 1 and not self._is_needed(rows, cuts[0]):
                 del cuts[0]
             while len(cuts) > 1 and not self._is_needed(rows, cuts[-1]):
                 del cuts[-1]
-            found.append(Block(rows, range(cuts[0].start, cuts[-1].stop), min(strip, len(rows))))
-        return _joined(found)
+            columns = range(cuts[0].start, cuts[-1].stop)
+            if found and found[-1][1] == columns and len(rows) % self.strip == 0:  # not what is left over
+                rows = range(found.pop()[0].start, rows.stop)
+            found.append((rows, columns))
+        return found
 
     @property
     def adds_little(self) -> bool:
@@ -201,13 +216,6 @@ def _cut(extent: int, step: int) -> list[range]:
     return [range(start, stop) for start, stop in pairwise(cuts)]
 
 
-def _joined(blocks: Sequence[Block]) -> list[Block]:
-    """The same with one block where neighbours need the same columns."""
-    found: list[Block] = []
-    for block in blocks:
-        last = found[-1] if found else block
-        if last is not block and (last.columns, last.strip) == (block.columns, block.strip):
-            found[-1] = Block(range(last.rows.start, block.rows.stop), block.columns, block.strip)
-        else:
-            found.append(block)
-    return found
+def _parts(rows: range, count: int) -> bool:
+    """Whether rows are cut into so many parts that still fill register tiles."""
+    return len(rows) % count == 0 and len(rows) // count >= PART

@@ -30,7 +30,8 @@ from graphc.passes.pair_tiling import Tiling
 
 FAR = 16 * 1024 * 1024  # bytes of pairs that no cache is counted on to hold
 FEWEST = 128 * 128  # pairs of a strip that are worth entering its kernels
-PACE = 10  # operations in the time that a byte takes to or from memory
+MANY = 256 * 1024 * 1024  # bytes of pairs that are not stored at any price
+PACE = 4  # operations in the time that a byte takes to or from memory
 
 
 @graph_pass
@@ -94,11 +95,12 @@ def _with(graph: Graph, tilings: Mapping[Region, Tiling]) -> Graph:
 def _pays(found: Sequence[Tiling | None]) -> bool:
     """Whether a stretch is better made in strips: all its regions."""
     tilings = [tiling for tiling in found if tiling is not None]
-    if len(tilings) < len(found) or sum(s.output.type.nbytes for t in tilings for s in t.region.seeds) < FAR:
+    stored = sum(seed.output.type.nbytes for tiling in tilings for seed in tiling.region.seeds)
+    if len(tilings) < len(found) or stored < FAR:
         return False
     if any(not t.adds_little or t.strip * t.row < FEWEST * t.pairs.dtype.itemsize for t in tilings):
         return False
-    return sum(map(_gain, tilings)) > 0
+    return stored >= MANY or sum(map(_gain, tilings)) > 0
 
 
 def _gain(tiling: Tiling) -> float:
