@@ -30,6 +30,11 @@ HEADS, ROWS, WIDTH = 3, 22, 2
 BEFORE = ("merge_scans", "simplify", "unroll", "fold", "cse")
 
 
+REAL = {
+    (module, name): getattr(module, name) for module in (pairs, pair_tiling) for name in dir(module) if name.isupper()
+}
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs of any number, in strips of 2 or 4 rows and blocks of some 4."""
@@ -211,13 +216,15 @@ def test_what_is_not_in_between_is_one_region() -> None:
     _require_equal(after, graph)
 
 
-@pytest.mark.parametrize("name", ["scores", "gathered", "along both"])
+@pytest.mark.parametrize("name", ["scores", "gathered", "joined", "along both", "chained"])
 def test_what_cannot_be_cut_stays_as_it_is(name: str) -> None:
     q, k, v, _ = _tensors((HEADS,), ROWS, ROWS)
     p = gx.softmax(q @ gx.swapaxes(k, -1, -2), -1)
     outputs = {
         "scores": [p @ v, p],
         "gathered": [gx.take(p, gx.constant([1, 0]), 2), p @ v],
+        "joined": [gx.max(gx.concatenate([p, p], 2), -1), p @ v],
+        "chained": [p @ gx.softmax(k @ gx.swapaxes(v, -1, -2), -1) @ v],
         "along both": [gx.softmax(p * p, -2) @ v],
     }[name]
     graph, _ = manager.run(gx.compile([q, k, v], outputs).graph, BEFORE)
@@ -349,6 +356,68 @@ def test_a_network_learns_in_strips_as_it_does_without(monkeypatch: pytest.Monke
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+def _training(batch: int, heads: int, length: int, width: int, form: str = "full") -> Graph:
+    q, k, v = (gx.placeholder(name, (batch, heads, length, width)) for name in "qkv")
+    found = FORMS[form](q, k, v)
+    mixed = found @ gx.constant(np.eye(width, dtype=np.float32))
+    return gx.compile([q, k, v], [found, *gx.grad(gx.sum(mixed * mixed), [q, k, v])]).graph
+
+
+def _mlp(rows: int, *widths: int) -> Graph:
+    x = gx.placeholder("x", (rows, widths[0]))
+    net = nn.Sequential(*(layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())))
+    return gx.compile([x], net(x)).graph
+
+
+COSTS: dict[str, tuple[Callable[[], Graph], bool]] = {
+    "long": (lambda: _training(1, 8, 2048, 32), True),
+    "short": (lambda: _training(1, 4, 256, 32), False),
+    "deep: made again for more than it takes to store": (lambda: _training(1, 4, 2048, 128), False),
+    "deep, but half is left out": (lambda: _training(1, 4, 2048, 128, "causal"), True),
+    "deep, but too many to be stored": (lambda: _training(1, 8, 4096, 128), True),
+    "a hidden layer of few units": (lambda: _mlp(200_000, 2, 64, 2), False),
+    "a hidden layer four times as wide": (lambda: _mlp(8192, 512, 2048, 512), False),
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_pairs_are_made_in_strips_where_that_pays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for (module, constant), value in REAL.items():
+        monkeypatch.setattr(module, constant, value)
+    build, pays = COSTS[name]
+    graph, _ = manager.run(build(), BEFORE)
+    after, _ = manager.run(graph, ("tile_pairs",))
+    assert (after is not graph) == pays
+
+
+def test_rows_are_those_that_need_no_sums() -> None:
+    q, k, v, _ = _tensors((HEADS,), ROWS, ROWS)
+    for found in (FORMS["distances"](q, k, v), gx.swapaxes(k, -1, -2) @ gx.exp(q @ gx.swapaxes(k, -1, -2))):
+        ((region,),) = regions(manager.run(gx.compile([q, k, v], found).graph, BEFORE)[0])
+        tiling = pairs._tiling(region, {})
+        assert tiling is not None and not tiling.sums
+
+
+def test_a_maximum_over_rows_is_no_sum() -> None:
+    q, k, v, _ = _tensors((HEADS,), ROWS, ROWS)
+    e = gx.exp(q @ gx.swapaxes(k, -1, -2))
+    graph, _ = manager.run(gx.compile([q, k, v], [e @ v, gx.max(e, -2)]).graph, BEFORE)
+    after, _ = manager.run(graph, ("tile_pairs",))
+    assert list(_scans(after))
+    _require_equal(after, graph)
+
+
+def test_numbers_for_pairs_may_come_in_one_row() -> None:
+    """What makes them one table again is a view, and no axis of it is one of theirs."""
+    q, k, v, _ = _tensors((HEADS,), ROWS, ROWS)
+    flat = gx.placeholder("bias", (HEADS * ROWS * ROWS,))
+    found = gx.scaled_dot_product_attention(q, k, v, attn_mask=flat.reshape(HEADS, ROWS, ROWS))
+    graph, _ = manager.run(gx.compile([q, k, v, flat], found).graph, BEFORE)
+    after, _ = manager.run(graph, ("tile_pairs",))
+    assert list(_scans(after))
+    _require_equal(after, graph)
+
+
 @pytest.mark.parametrize("heads, shares", [(1, 8), (2, 4), (3, 4), (4, 2), (7, 2), (8, 1), (24, 1)])
 def test_few_heads_are_shared_by_rows(heads: int, shares: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pair_tiling, "PART", 1)
@@ -420,6 +489,7 @@ MASKS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "seventh": lambda row, column: column.astype(gx.float32) * np.float32(1 / 7) < row.astype(gx.float32) / 7,
     "underflow": lambda row, column: ~(gx.exp(-20.0 * column.astype(gx.float32)) > 0),
     "or": lambda row, column: (row - column).astype(gx.bool_) | (row < 4),
+    "truncated": lambda row, column: (column.astype(gx.float32) * np.float32(-0.5)).astype(gx.int64) >= -3,
     "wrapped": lambda row, column: column.astype(gx.int32) * 1_000_000_000 <= row,
     "not": lambda row, column: ~(column > row) & (column != 3) & gx.equal(column // 2 * 2, column),
 }
@@ -480,3 +550,15 @@ def test_bounds_are_rounded_outwards(dtype: DType) -> None:
     assert ranges._in_type((-3.0, 2.0), dtype) == (-3, 2)
     assert ranges._in_type((-np.inf, 0.0), dtype) == (-np.inf, 0)
     assert ranges._in_type((-ranges.LARGEST, ranges.LARGEST), dtype) == ranges.ANY
+
+
+def test_ranges_of_single_rules() -> None:
+    rules, maybe = ranges._RULES, ranges.MAYBE
+    assert rules["less_equal"]((0, 3), (3, 5)) == (1, 1) and rules["less"]((0, 3), (3, 5)) == maybe
+    assert rules["less"]((3, 5), (0, 3)) == (0, 0) and rules["less_equal"]((3, 5), (0, 3)) == maybe
+    assert rules["equal"]((0, 3), (3, 5)) == maybe and rules["not_equal"]((0, 2), (3, 5)) == (1, 1)
+    assert rules["floor_div"]((-7, 5), (2, 2)) == (-4, 2) and rules["floor_div"]((1, 5), (-1, 2)) == ranges.ANY
+    assert rules["mul"]((-2, 3), (-5, 4)) == (-15, 12) and rules["sub"]((0, 1), (5, 6)) == (-6, -4)
+    assert rules["add"]((-np.inf, -np.inf), ranges.ANY) == (-np.inf, -np.inf) and rules["exp"]((-np.inf,) * 2) == (0, 0)
+    assert rules["div"]((0, 0), ranges.ANY) == (0, 0) and rules["div"]((1, 2), (-1, 1)) == ranges.ANY
+    assert rules["where"](maybe, (0, 1), (5, 6)) == (0, 6) and rules["where"]((0, 0), (0, 1), (5, 6)) == (5, 6)

@@ -14,9 +14,9 @@ from graphc import compare, ops, reference, testing
 from graphc.compiler import trace
 from graphc.ir.graph import Graph, Value, build
 from graphc.ir.types import DType, TensorType
-from graphc.passes import PASSES, cse, dce, fold, simplify
+from graphc.passes import PASSES, cse, dce, fold, manager, simplify
 from graphc.passes.algebra import RULES
-from graphc.passes.rewrite import Rule
+from graphc.passes.rewrite import Rule, repeated
 
 Array = np.ndarray[Any, Any]
 
@@ -269,3 +269,21 @@ def test_ten_thousand_nodes_take_passes_in_linear_work() -> None:
             Rule.apply = original  # type: ignore[method-assign]
         calls.append(seen)
     assert calls[1] < 2.5 * calls[0]
+
+
+@pytest.mark.parametrize("lead", [(), (1,), (2,), (1, 1), (3, 1)], ids=str)
+def test_gradient_of_softmax_is_the_same_for_one_example(lead: tuple[int, ...]) -> None:
+    """What is repeated along an axis is read without axes of one element; the equations looked for them."""
+    x, g = (gx.placeholder(name, (*lead, 3, 5)) for name in "xg")
+    (slope,) = gx.grad(gx.sum(gx.softmax(x, -1) * g), [x])
+    graph, _ = manager.run(gx.compile([x, g], slope).graph, ("simplify", "fold", "cse"))
+    ops = [node.op.name for node in graph.nodes]
+    assert (ops.count("div"), ops.count("exp"), ops.count("mul")) == (1, 1, 2)
+
+
+def test_what_is_repeated_has_the_axes_that_are_left() -> None:
+    x = Value(TensorType(DType.F32, (2, 3)), name="x")
+    joined = ops.broadcast(ops.reshape(x, shape=(6,)), shape=(1, 6, 4), axes=(1,))
+    assert repeated(joined, (2,)) is None
+    row = Value(TensorType(DType.F32, (1, 6)), name="row")
+    assert repeated(ops.broadcast(ops.reshape(row, shape=(6,)), shape=(1, 6, 4), axes=(1,)), (2,)) is row

@@ -31,6 +31,14 @@ def is_known(node: Node) -> bool:
     return node.op.name in MOVEMENTS
 
 
+def keeps_axes(node: Node) -> bool:
+    """Whether a node is no reshape, or one that leaves all axes of more than one element as they are."""
+    if node.op.name != "reshape":
+        return True
+    long = [sum(extent > 1 for extent in value.type.extents) for value in (*node.inputs, node.output)]
+    return long == [len(list(_pairs(node)))] * 2
+
+
 def axes_of(graph: Graph) -> dict[Value, tuple[int, ...]]:
     """A number for each axis of each value, equal where the axes are one. All nodes must be known."""
     parent: dict[Place, Place] = {}

@@ -16,7 +16,7 @@ from operator import or_
 
 from graphc.ir.graph import Graph, Node, Value, topological
 from graphc.ir.op import Contraction, Elementwise, Reduction
-from graphc.passes.axes import is_known
+from graphc.passes.axes import is_known, keeps_axes
 
 RATIO = 4  # elements of a product that makes pairs, for each of its operands' elements
 
@@ -67,8 +67,7 @@ def regions(graph: Graph) -> list[list[Region]]:
         inside = stretch.own.keys() | stretch.free.keys()
         read = {value for part in parts for value in part.read}.union(graph.results)
         read.update(v for node in stretch.own for v in node.outputs if not inside.issuperset(users.get(v, ())))
-        if all(is_known(node) for part in parts for node in part.nodes):
-            found.append([part.region(graph.name, position, read) for part in parts])
+        found.append([part.region(graph.name, position, read) for part in parts])
     return found
 
 
@@ -145,6 +144,8 @@ def _complete(stretch: _Stretch, users: Mapping[Value, Sequence[Node]], pairs: M
         if node is None or node in stretch.own or node in stretch.free or not _is_cheap(node):
             continue
         if _size(node.output) >= size:
+            if not keeps_axes(node):
+                continue  # a view of what is stored elsewhere
             stretch.free[node] = None
         elif node in below:
             stretch.own[node] = None

@@ -195,8 +195,6 @@ def _sums(body: Graph, axes: Mapping[Value, Sequence[int]], number: int) -> set[
             if not (node.op.name == "reduce_sum" or isinstance(node.op.kind, Contraction)):
                 return None
             found.add(node.output)
-        elif out and not any(given) and node.op.name == "reshape":
-            return None
     return None if any(value in found for node in body.nodes for value in node.inputs) else found
 
 
