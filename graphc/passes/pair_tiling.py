@@ -21,7 +21,7 @@ from graphc.passes.ranges import ranges_of
 STRIP = 512 * 1024  # bytes of a strip of pairs, of which there are some three at a time
 ROWS = (16, 32, 64, 128)  # of a strip: fewer keep no register tile busy, more are of no use
 SUMS = 2  # bytes of sums that a strip may add to, for each byte of its pairs
-BLOCK = (256, 512)  # rows of a block, of which there are 4 where it would not be larger
+BLOCK = (256, 512)  # rows of a block: a quarter of all within these bounds, or more where that makes too many
 BLOCKS = 8  # at most, and one of what is left: each is compiled for itself
 SHARED = 8  # heads that threads can share; where there are fewer, they share rows, too
 PART = 32  # rows of a block's part
