@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from itertools import chain
 
 from graphc import ops
 from graphc.ir.graph import Value
@@ -74,10 +75,8 @@ class _Loops:
             local = {**parts, **dict(zip(heads, slices, strict=True))}
             found = [self._block(b, {what: v for (what, i), v in local.items() if i in (b, None)}) for b in self.blocks]
             sums = [reduce(ops.add, values) for values in zip(*(sums for sums, _ in found), strict=True)]
-            return (), [
-                *sums,
-                *(value for values in zip(*(rows for _, rows in found), strict=True) for value in values),
-            ]
+            rows = zip(*(rows for _, rows in found), strict=True)  # for each output, of all blocks
+            return (), [*sums, *chain.from_iterable(rows)]
 
         _, found = _loop(f"{self.body.name}.head", self.tiling.count, (*heads.values(),), (), head)
         return found

@@ -19,6 +19,8 @@ from graphc.ir.op import Contraction, Elementwise, Reduction
 from graphc.passes.axes import is_known, keeps_axes
 
 RATIO = 4  # elements of a product that makes pairs, for each of its operands' elements
+COMPARISONS = ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")
+EXTREMES = ("reduce_max", "reduce_min", "reduce_first_max")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -211,24 +213,33 @@ class _Part:
     ) -> None:
         self.stretch, self.levels, self.level, self.pairs = stretch, levels, level, pairs
         self.own = [node for node in stretch.own if levels[node] == level]
-        self.nodes = dict.fromkeys(self.own)
-        self.read: dict[Value, None] = {}
+        self.again: Container[str] = ()  # reductions of lower levels that are made again, as pairs are
+        self.nodes, self.read = self._closure()
+        if any(node.op.name in COMPARISONS and node.inputs[0].dtype.is_float for node in self.nodes):
+            # Another kernel may round pairs differently: an extreme is compared with those that it is one of.
+            self.again = EXTREMES
+            self.nodes, self.read = self._closure()
+
+    def _closure(self) -> tuple[dict[Node, None], dict[Value, None]]:
+        """The nodes that are inside, and the values that these read from outside."""
+        nodes, read = dict.fromkeys(self.own), dict[Value, None]()
         values = [value for node in self.own for value in node.inputs]
         while values:
             value = values.pop()
             if not self._is_inside(value):
-                self.read[value] = None
-            elif value.node not in self.nodes:
+                read[value] = None
+            elif value.node not in nodes:
                 assert value.node is not None
-                self.nodes[value.node] = None
+                nodes[value.node] = None
                 values.extend(value.node.inputs)
+        return nodes, read
 
     def _is_inside(self, value: Value) -> bool:
         node = value.node
         if node is None:
             return False
         if node in self.stretch.own:
-            return self.levels[node] == self.level or value in self.pairs
+            return self.levels[node] == self.level or value in self.pairs or node.op.name in self.again
         return node in self.stretch.free or (node.op.name == "constant" and not value.shape)
 
     def region(self, name: str, position: Mapping[Node, int], read: Container[Value]) -> Region:
