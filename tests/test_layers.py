@@ -162,6 +162,22 @@ def test_attention(mask: Any) -> None:
         np.testing.assert_allclose(array, other.numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("heads", [3, 8])
+def test_long_attention(heads: int, is_causal: bool) -> None:
+    """Long enough to be made in strips; heads that are few share rows. Lengths are no multiples of anything."""
+    arrays = [random(1, heads, n, 12, seed=n) for n in (1304, 1201, 1201)]
+    q, k, v = (gx.placeholder(name, a.shape) for name, a in zip("qkv", arrays, strict=True))
+    tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+    found = gx.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+    wanted = torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=is_causal)
+    function = gx.compile([q, k, v], [found, *gx.grad(gx.sum(gx.sin(found)), [q, k, v])])
+    torch.sin(wanted).sum().backward()
+    for array, other in zip(function(*arrays), [wanted.detach(), *(t.grad for t in tensors)], strict=True):
+        np.testing.assert_allclose(array, other.numpy(), rtol=1e-3, atol=1e-4)
+    assert function.plan.loops and function.plan.arena_bytes < 4 * heads * 1304 * 1201
+
+
 def test_a_grouped_convolution_of_no_images() -> None:
     """Its channels were to follow from the number of elements: a ShapeError."""
     x = gx.placeholder("x", (0, 4, 5, 5))
