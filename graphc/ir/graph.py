@@ -11,7 +11,7 @@ State is pure: `next` says what a state value becomes after the step; updating i
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -216,9 +216,14 @@ def rebuild(graph: Graph, transform: Callable[[Node, tuple[Value, ...]], tuple[V
                 new[old] = value
     if not changed:
         return graph
-    outputs = [new.get(v, v) for v in graph.outputs]
-    next = [(state, new.get(v, v)) for state, v in graph.next]
-    return build(graph.name, graph.inputs, outputs, next, graph.state)
+    return with_results(graph, [new.get(v, v) for v in graph.results])
+
+
+def with_results(graph: Graph, results: Sequence[Value]) -> Graph:
+    """The graph of other results on the same inputs and state: outputs, then next states."""
+    count = len(graph.outputs)
+    next = zip((state for state, _ in graph.next), results[count:], strict=True)
+    return build(graph.name, graph.inputs, results[:count], next, graph.state)
 
 
 def substitute(values: Iterable[Value], new: dict[Value, Value]) -> list[Value]:

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from graphc.errors import PassError
-from graphc.ir.graph import Graph, Node, Value, build, copy_node, rebuild, topological
+from graphc.ir.graph import Graph, Node, Value, copy_node, rebuild, topological, with_results
 from graphc.ir.op import Call, Scan
 from graphc.passes.cut import cheapest_cut
 from graphc.passes.forms import Contract, Form, Map, Opaque, Rows, classify, is_single_phase, lies_across
@@ -384,10 +384,7 @@ class _Fusion:
                 clone((node,) if node.outputs[0] not in new else (), new)
             else:
                 raise PassError(f"no kernel form holds {node.op.name} on its own", node.location)
-        graph = self.graph
-        outputs = [new.get(value, value) for value in graph.outputs]
-        next = [(state, new.get(value, value)) for state, value in graph.next]
-        return build(graph.name, graph.inputs, outputs, next, graph.state)
+        return with_results(self.graph, [new.get(value, value) for value in self.graph.results])
 
 
 def _recomputed(value: Value) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import prod
 
 from graphc import ops
-from graphc.ir.graph import Graph, Node, Value, build, copy_node, make_node
+from graphc.ir.graph import Graph, Node, Value, copy_node, make_node, with_results
 from graphc.ir.op import Elementwise, Generator
 from graphc.ir.source import located
 from graphc.ops.contraction import letters
@@ -79,9 +79,7 @@ def layout(graph: Graph) -> Graph:
                 continue
             outputs = copy_node(node, tuple(map(as_plain, node.inputs)))
             laid.update((old, Laid(new, tuple(range(new.type.rank)))) for old, new in zip(node.outputs, outputs))
-    results = [as_plain(value) for value in graph.outputs]
-    following = [(state, as_plain(value)) for state, value in graph.next]
-    return build(graph.name, graph.inputs, results, following, graph.state)
+    return with_results(graph, [as_plain(value) for value in graph.results])
 
 
 def _inverse(order: Order) -> Order:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
-from graphc.ir.graph import Graph, Node, Value, build, copy_node, substitute
+from graphc.ir.graph import Graph, Node, Value, copy_node, substitute, with_results
 from graphc.ir.op import Contraction, Reduction
 from graphc.ir.signature import signature
 from graphc.ir.source import located
@@ -27,8 +27,8 @@ from graphc.passes.manager import graph_pass, work_of
 from graphc.passes.pair_loops import loops
 from graphc.passes.pair_regions import Region, regions
 from graphc.passes.pair_tiling import Tiling
+from graphc.passes.strips import FAR
 
-FAR = 16 * 1024 * 1024  # bytes of pairs that no cache is counted on to hold
 FEWEST = 128 * 128  # pairs of a strip that are worth entering its kernels
 MANY = 256 * 1024 * 1024  # bytes of pairs that are not stored at any price
 PACE = 4  # operations in the time that a byte takes to or from memory
@@ -86,10 +86,7 @@ def _with(graph: Graph, tilings: Mapping[Region, Tiling]) -> Graph:
             given = [new.get(value, value) for value in part.given.values()]
             found = substitute(made_of[tiling], dict(zip(tiling.body.inputs, given, strict=True)))
             new |= zip(part.wanted, found, strict=True)
-    results = [new.get(value, value) for value in graph.results]
-    count = len(graph.outputs)
-    next = zip((state for state, _ in graph.next), results[count:], strict=True)
-    return build(graph.name, graph.inputs, results[:count], next, graph.state)
+    return with_results(graph, [new.get(value, value) for value in graph.results])
 
 
 def _pays(found: Sequence[Tiling | None]) -> bool:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from math import prod
 
 from graphc import ops
-from graphc.ir.graph import Graph, Node, Value, build, substitute
+from graphc.ir.graph import Graph, Node, Value, substitute, with_results
 from graphc.ir.op import Contraction, Movement, Opaque, Scan
 from graphc.ir.source import located
 from graphc.ops.contraction import letters
@@ -226,10 +226,7 @@ class _Tiling:
         sums, stacks = scan.outputs[: len(region.sums)], scan.outputs[len(region.sums) :]
         new = {node.output: ops.reduce_sum(s, axes=(0,)) for node, s in zip(region.sums, sums, strict=True)}
         new |= {value: self._whole(value, stack) for value, stack in zip(wanted, stacks, strict=True)}
-        found = substitute(graph.results, new)
-        count = len(graph.outputs)
-        next = zip((state for state, _ in graph.next), found[count:], strict=True)
-        return build(graph.name, graph.inputs, found[:count], next, graph.state)
+        return with_results(graph, substitute(graph.results, new))
 
     def _slice(self, source: Value) -> Value:
         extent, *others = source.type.extents
